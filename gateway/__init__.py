@@ -1,0 +1,1 @@
+"""Online: one request, from socket to answer."""

@@ -1,0 +1,1 @@
+"""Offline: from traces to a certified policy, and the record of both."""

@@ -1,0 +1,43 @@
+"""Everything the policies half raises on purpose. A leaf.
+
+PolicyError
+├── TraceError             a trace file or its contents cannot be used
+├── ArtifactError          a policy folder cannot be used
+│   ├── PolicyMissing      there is no policy at that path
+│   └── PolicyDamaged      a file is missing, altered, or of another schema version
+├── FitError               a fit cannot start (bad settings, mismatched embeddings)
+├── ExportError            the ONNX graph decides differently from the fitted model
+└── StoreError             the trace store cannot be reached or refuses
+"""
+
+
+class PolicyError(Exception):
+    """Base of every error raised by `policies`."""
+
+
+class TraceError(PolicyError):
+    """A trace file or its contents cannot be used; the message starts with `file:line:` where a line is at fault."""
+
+
+class ArtifactError(PolicyError):
+    """A policy folder cannot be used."""
+
+
+class PolicyMissing(ArtifactError):  # noqa: N818 - reads as the state it names
+    """There is no policy at that path."""
+
+
+class PolicyDamaged(ArtifactError):  # noqa: N818
+    """A file of the policy is missing, altered, or of another schema version."""
+
+
+class FitError(PolicyError):
+    """A fit cannot start: bad settings, unknown features, mismatched embeddings."""
+
+
+class ExportError(PolicyError):
+    """The exported ONNX graph decides differently from the fitted model."""
+
+
+class StoreError(PolicyError):
+    """The trace store cannot be reached or refuses a write."""
