@@ -1,0 +1,241 @@
+"""Trace files: what is read, what is refused, and with which words."""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policies import traces as trace_files
+from policies.errors import TraceError
+from policies.traces import label_space, merge, read_traces, write_traces
+from policies.types import Trace
+
+GOOD = b'{"input": "where is my card", "teacher": "card_arrival"}\n'
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "traces.jsonl"
+
+
+def line(**row: Any) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+@pytest.mark.parametrize("key", ["input", "query", "text", "prompt", "question"])
+def test_input_aliases(file: Path, key: str) -> None:
+    """Every documented alias of `input` is read."""
+    file.write_bytes(line(**{key: "hello", "teacher": "greeting"}))
+    assert read_traces(file).traces == [Trace("hello", "greeting")]
+
+
+@pytest.mark.parametrize("key", ["teacher", "teacher_output", "label", "intent", "output", "answer"])
+def test_label_aliases(file: Path, key: str) -> None:
+    """Every documented alias of `teacher` is read."""
+    file.write_bytes(line(**{"input": "hello", key: "greeting"}))
+    assert read_traces(file).traces == [Trace("hello", "greeting")]
+
+
+def test_canonical_key_wins(file: Path) -> None:
+    """Where a canonical key and an alias are both present, the canonical one is read and the alias is ignored."""
+    file.write_bytes(line(text="alias", input="canonical", label="alias", teacher="canonical"))
+    assert read_traces(file).traces == [Trace("canonical", "canonical")]
+
+
+def test_optional_fields(file: Path) -> None:
+    """The optional fields are read, and null means not given."""
+    file.write_bytes(
+        line(input="a", teacher="x", id=7, ground_truth="y", mini=3, ts="2026-01-02T03:04:05Z", weight=20)
+        + line(input="b", teacher="x", id=None, ground_truth=None, mini=None, ts=None, weight=None)
+        + line(input="c", teacher="x", ts=12)
+    )
+    assert read_traces(file).traces == [
+        Trace("a", "x", id="7", ground_truth="y", mini="3", ts=1767323045.0, weight=20.0),
+        Trace("b", "x"),
+        Trace("c", "x", ts=12.0),
+    ]
+
+
+def test_time_without_zone_is_utc(file: Path) -> None:
+    """An ISO time without a zone is taken as UTC, whatever the machine's own zone."""
+    file.write_bytes(line(input="a", teacher="x", ts="1970-01-02"))
+    assert read_traces(file).traces[0].ts == 86400.0
+
+
+@pytest.mark.parametrize(("value", "text"), [(1, "1"), (1.5, "1.5"), (True, "true"), (" refund ", " refund ")])
+def test_labels_become_text(file: Path, value: object, text: str) -> None:
+    """Numbers and booleans become their JSON text; strings are kept to the character."""
+    file.write_bytes(line(input="a", teacher=value))
+    assert read_traces(file).traces == [Trace("a", text)]
+
+
+BAD_LINES = [
+    (b'{"input": "a", "teacher": ', "not valid JSON: unexpected end of data at column 26"),
+    (b'{"input": "a", "teacher": NaN}', "not valid JSON: unexpected character"),
+    (b'{"input": "\\ud800", "teacher": "x"}', "not valid JSON: no low surrogate"),
+    (b'{"input": "\xff", "teacher": "x"}', "not valid UTF-8 at byte 12"),
+    (b'["a", "x"]', "expected a JSON object, found a list"),
+    (b"null", "expected a JSON object, found null"),
+    (b'{"teacher": "x"}', "no 'input' (or query, text, prompt, question)"),
+    (b'{"input": "a"}', "no 'teacher' (or teacher_output, label, intent, output, answer)"),
+    (b'{"input": "", "teacher": "x"}', "empty input ('input')"),
+    (b'{"text": " \\n\\u00a0", "teacher": "x"}', "empty input ('text')"),
+    (b'{"input": 5, "teacher": "x"}', "'input' must be a string, found a number"),
+    (b'{"input": null, "text": "a", "teacher": "x"}', "'input' must be a string, found null"),
+    (b'{"input": [{"role": "user", "content": "a"}], "teacher": "x"}', "'input' is a list of chat messages"),
+    (b'{"input": "a", "label": "  "}', "empty label ('label')"),
+    (b'{"input": "a", "teacher": null}', "'teacher' must be a label (a string, a number or a boolean), found null"),
+    (b'{"input": "a", "teacher": ["x"]}', "'teacher' must be a label (a string, a number or a boolean), found a list"),
+    (
+        b'{"input": "a", "teacher": {"x": 1}}',
+        "'teacher' must be a label (a string, a number or a boolean), found an object",
+    ),
+    (b'{"input": "a", "teacher": "x", "mini": []}', "'mini' must be a label"),
+    (b'{"input": "a", "teacher": "x", "ground_truth": ""}', "empty label ('ground_truth')"),
+    (b'{"input": "a", "teacher": "x", "id": ""}', "'id' must be"),
+    (b'{"input": "a", "teacher": "x", "id": 123456789012345678901234567890}', "'id' must be"),
+    (b'{"input": "a", "teacher": "x", "weight": 0}', "'weight' must be a number above 0"),
+    (b'{"input": "a", "teacher": "x", "weight": -1}', "'weight' must be a number above 0"),
+    (b'{"input": "a", "teacher": "x", "weight": "2"}', "'weight' must be a number above 0"),
+    (b'{"input": "a", "teacher": "x", "weight": 1e400}', "not valid JSON: number is infinity"),
+    (b'{"input": "a", "teacher": "x", "ts": "yesterday"}', "'ts' must be seconds since the epoch or an ISO 8601 time"),
+    (b'{"input": "a", "teacher": "x", "ts": true}', "'ts' must be"),
+]
+
+
+@pytest.mark.parametrize(("bad", "cause"), BAD_LINES)
+def test_bad_line(file: Path, bad: bytes, cause: str) -> None:
+    """A bad line is an error naming file, line and cause; with `skip_bad` it is counted and its neighbours are read."""
+    file.write_bytes(GOOD + b"\n" + bad + b"\n" + GOOD)
+    with pytest.raises(TraceError, match="^" + re.escape(f"{file}:3: {cause}")) as error:
+        read_traces(file)
+    result = read_traces(file, skip_bad=True)
+    assert len(result.traces) == 2
+    assert result.skipped == 1
+    assert result.problems == [str(error.value)]
+
+
+def test_only_first_problems_are_kept(file: Path) -> None:
+    """All bad lines are counted, and the first twenty are described."""
+    file.write_bytes(b"x\n" * 30 + GOOD)
+    result = read_traces(file, skip_bad=True)
+    assert (result.skipped, len(result.problems), len(result.traces)) == (30, 20, 1)
+
+
+def test_line_over_the_limit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line over the limit is bad without being held in memory whole, and line numbers stay right after it."""
+    monkeypatch.setattr(trace_files, "MAX_LINE_BYTES", 1024 * 1024)
+    file.write_bytes(GOOD + line(input="a" * 3_000_000, teacher="x") + b"x\n" + GOOD)
+    result = read_traces(file, skip_bad=True)
+    assert result.problems[0] == f"{file}:2: longer than 1 MB"
+    assert result.problems[1].startswith(f"{file}:3: not valid JSON")
+    assert len(result.traces) == 2
+
+
+def test_long_input(file: Path) -> None:
+    """An input of a megabyte is read whole."""
+    file.write_bytes(line(input="a" * 1_000_000, teacher="x"))
+    assert len(read_traces(file).traces[0].input) == 1_000_000
+
+
+def test_windows_file(file: Path) -> None:
+    """A byte order mark, CRLF line ends, blank lines and a missing last newline do not matter."""
+    file.write_bytes(b"\xef\xbb\xbf" + GOOD.replace(b"\n", b"\r\n") + b"\r\n  \n" + GOOD.rstrip())
+    assert read_traces(file).traces == [Trace("where is my card", "card_arrival")] * 2
+
+
+def test_duplicates(file: Path) -> None:
+    """The first line with an id is kept and later ones are counted; equal lines without an id are all kept."""
+    file.write_bytes(line(input="a", teacher="x", id="1") + line(input="b", teacher="y", id="1") + GOOD + GOOD)
+    result = read_traces(file)
+    assert [trace.input for trace in result.traces] == ["a", "where is my card", "where is my card"]
+    assert (result.duplicates, result.skipped) == (1, 0)
+
+
+def test_one_label_and_rare_labels(file: Path) -> None:
+    """Files with one label, or with labels seen once, are readable: what to make of them is the fit's business."""
+    file.write_bytes(GOOD * 3)
+    assert label_space(read_traces(file).traces) == {"card_arrival": 3}
+    file.write_bytes(GOOD * 2 + line(input="a", teacher="a_label_seen_once"))
+    assert label_space(read_traces(file).traces) == {"a_label_seen_once": 1, "card_arrival": 2}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n \r\n"])
+def test_empty_file(file: Path, content: bytes) -> None:
+    """A file without a single line of content is an error naming it."""
+    file.write_bytes(content)
+    with pytest.raises(TraceError, match=re.escape(f"{file}: empty")):
+        read_traces(file)
+
+
+def test_nothing_usable(file: Path) -> None:
+    """A file of which every line is bad is an error even with `skip_bad`, and shows the first cause."""
+    file.write_bytes(b"x\ny\n")
+    with pytest.raises(TraceError, match=re.escape(f"{file}: no usable trace: 2 bad, first {file}:1: not valid JSON")):
+        read_traces(file, skip_bad=True)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    """A missing file and a folder are errors naming the path."""
+    with pytest.raises(TraceError, match=re.escape(f"{tmp_path / 'none'}: cannot be read: No such file")):
+        read_traces(tmp_path / "none")
+    with pytest.raises(TraceError, match=re.escape(f"{tmp_path}: cannot be read: Is a directory")):
+        read_traces(tmp_path)
+
+
+def test_round_trip(file: Path) -> None:
+    """What is written is read back equal; only what is set is written; no stray file stays behind."""
+    full = Trace("ein Stück\u2028", "x", id="1", ground_truth="y", mini="z", ts=1.5, weight=20.0)
+    write_traces(file, [full, Trace("b", "x")])
+    assert read_traces(file).traces == [full, Trace("b", "x")]
+    assert file.read_bytes().splitlines()[-1] == b'{"input":"b","teacher":"x"}'
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_unstorable_characters_are_replaced(file: Path) -> None:
+    """NUL and lone surrogates are written as U+FFFD."""
+    write_traces(file, [Trace("a\x00b\ud800c", "x")])
+    assert read_traces(file).traces == [Trace("a\ufffdb\ufffdc", "x")]
+
+
+def test_failed_write_keeps_the_old_file(file: Path) -> None:
+    """A write that fails half-way leaves the old file as it was and nothing beside it."""
+    write_traces(file, [Trace("old", "x")])
+
+    def broken() -> Any:
+        yield Trace("new", "x")
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        write_traces(file, broken())
+    assert read_traces(file).traces == [Trace("old", "x")]
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_write_to_a_missing_folder(tmp_path: Path) -> None:
+    """A file that cannot be written is an error naming it."""
+    with pytest.raises(TraceError, match="cannot be written: No such file"):
+        write_traces(tmp_path / "none" / "traces.jsonl", [Trace("a", "x")])
+
+
+def test_merge() -> None:
+    """Merging keeps one trace per id, the earlier one, and every trace without an id."""
+    old = [Trace("a", "x", id="1"), Trace("b", "x")]
+    new = [Trace("a changed", "y", id="1"), Trace("b", "x"), Trace("c", "x", id="2"), Trace("c", "x", id="2")]
+    assert merge(old, new) == [old[0], old[1], Trace("b", "x"), Trace("c", "x", id="2")]
+
+
+def test_speed(file: Path) -> None:
+    """Ten thousand lines are read in a tenth of a second (asserted with room for a busy machine)."""
+    file.write_bytes(
+        b"".join(line(input=f"message {i} about my card", teacher=f"label_{i % 77}") for i in range(10_000))
+    )
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        read_traces(file)
+        best = min(best, time.perf_counter() - started)
+    assert best < 0.3
