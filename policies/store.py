@@ -1,0 +1,279 @@
+"""The trace store: one schema in SQLite or PostgreSQL.
+
+What `append` returned for is durable. Text is stored as given except that NUL and lone surrogates become U+FFFD, in
+both databases alike, because PostgreSQL cannot hold them. An id that is already there is left as it is.
+"""
+
+import contextlib
+import math
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy.dialects import postgresql, sqlite
+
+from policies.errors import StoreError
+from policies.traces import storable
+from policies.types import StoredTrace
+
+_METADATA = sa.MetaData()
+_TRACES = sa.Table(
+    "traces",
+    _METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("project", sa.Text, nullable=False),
+    sa.Column("ts", sa.Double, nullable=False),
+    sa.Column("input", sa.Text, nullable=False),
+    sa.Column("teacher", sa.Text, nullable=False),
+    sa.Column("upstream", sa.Text, nullable=False),
+    sa.Column("teacher_model", sa.Text, nullable=False),
+    sa.Column("prompt_fingerprint", sa.Text, nullable=False),
+    sa.Column("policy_version", sa.Text),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("sampling_probability", sa.Double, nullable=False),
+    sa.Column("training_allowed", sa.Boolean, nullable=False),
+    sa.Index("traces_by_project_and_time", "project", "ts", "id"),
+)
+_VERSION_TABLE = "tracer_schema_version"
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+MAX_KEY_CHARS = 255
+"""Of an id and of a project's name: both stand in an index, whose entries PostgreSQL keeps below 2,704 bytes."""
+
+_LOCK_KEY = 0x7472616365  # "trace": the advisory lock under which PostgreSQL is migrated
+_LOCK_SECONDS = 10.0  # how long a write waits for another process's
+_CONNECT_SECONDS = 5
+_ROWS_AT_ONCE = 100  # rows may hold a megabyte each
+
+
+class Store:
+    """The record of decisions. Safe to share between threads; several processes may hold the same store open."""
+
+    def __init__(self, engine: sa.Engine, name: str) -> None:
+        self._engine = engine
+        self._name = name
+        insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
+        self._insert = insert(_TRACES).on_conflict_do_nothing()
+
+    @classmethod
+    def open(cls, url: str) -> "Store":
+        """Open the store at `sqlite:///path/to.db` or `postgresql://user:password@host/database`, made ready for use.
+
+        The folder, the file and the tables are created where they are missing; an older schema is brought up to date.
+
+        Raises:
+            StoreError: unknown kind of URL, not reachable, not writable, damaged, or written by a newer program.
+        """
+        parsed = _parse(url)
+        name = _name(parsed)
+        with _as_store_error(name):
+            engine = _sqlite_engine(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql_engine(parsed)
+        try:
+            with _as_store_error(name):
+                _migrate(engine)
+        except StoreError:
+            engine.dispose()
+            raise
+        return cls(engine, name)
+
+    def __repr__(self) -> str:
+        return f"Store({self._name!r})"
+
+    def append(self, traces: Sequence[StoredTrace]) -> int:
+        """Store traces in one transaction, durable when this returns; the number of them that were not there yet.
+
+        Raises:
+            ValueError: a trace breaks the rules of `flaw`; nothing is stored.
+            StoreError: nothing is stored.
+        """
+        for trace in traces:
+            if problem := flaw(trace):
+                raise ValueError(f"trace {trace.id[:64]!r}: {problem}")
+        if not traces:
+            return 0
+        # In the order of ids: two writers of the same ids then wait for each other instead of deadlocking.
+        rows = [_row(trace) for trace in sorted(traces, key=lambda trace: trace.id)]
+        with _as_store_error(self._name), _writing(self._engine) as connection:
+            return connection.execute(self._insert, rows, execution_options={"preserve_rowcount": True}).rowcount
+
+    def traces(
+        self, project: str | None = None, *, since: float | None = None, training_only: bool = True
+    ) -> Iterator[StoredTrace]:
+        """Stream traces in the order of their time, then id, as they stood when the first was read.
+
+        `since` is in seconds since the epoch and included. `training_only` leaves out what must not be learned from.
+
+        Raises:
+            StoreError: while iterating.
+        """
+        query = sa.select(_TRACES).order_by(_TRACES.c.ts, _TRACES.c.id)
+        if project is not None:
+            query = query.where(_TRACES.c.project == storable(project))
+        if since is not None:
+            query = query.where(_TRACES.c.ts >= since)
+        if training_only:
+            query = query.where(_TRACES.c.training_allowed)
+        at_once = {"yield_per": _ROWS_AT_ONCE}
+        with (
+            _as_store_error(self._name),
+            self._engine.connect() as connection,
+            connection.execute(query, execution_options=at_once) as rows,
+        ):
+            for row in rows:
+                yield StoredTrace(**row._mapping)
+
+    def count(self, project: str | None = None) -> int:
+        """How many traces are stored, those that must not be learned from included.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        query = sa.select(sa.func.count()).select_from(_TRACES)
+        if project is not None:
+            query = query.where(_TRACES.c.project == storable(project))
+        with _as_store_error(self._name), self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def close(self) -> None:
+        """Give the connections back. Closing twice is harmless."""
+        self._engine.dispose()
+
+
+def flaw(trace: StoredTrace) -> str | None:
+    """What keeps a trace from being stored, or None.
+
+    Its id and project have 1 to 255 characters, its time is finite and its sampling probability is in (0, 1].
+    """
+    for key, value in (("id", trace.id), ("project", trace.project)):
+        if not 1 <= len(value) <= MAX_KEY_CHARS:
+            return f"{key} must have 1 to {MAX_KEY_CHARS} characters"
+    if not math.isfinite(trace.ts):
+        return "ts must be finite"
+    if not 0 < trace.sampling_probability <= 1:
+        return "sampling_probability must be above 0 and at most 1"
+    return None
+
+
+def _row(trace: StoredTrace) -> dict[str, Any]:
+    return {key: storable(value) if type(value) is str else value for key, value in asdict(trace).items()}
+
+
+def _parse(url: str) -> sa.URL:
+    # Nothing of a URL that cannot be read is repeated: any part of it may be the password.
+    expected = "use sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        raise StoreError(f"not a store URL: {expected}") from None
+    kind = parsed.drivername
+    if kind in ("postgresql", "postgres", "postgresql+psycopg"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if kind != "sqlite":
+        raise StoreError(f"unknown kind of store {kind!r}: {expected}")
+    if parsed.host or not parsed.database or parsed.database == ":memory:":
+        raise StoreError("a SQLite store needs a path: sqlite:///relative.db or sqlite:////absolute.db")
+    return parsed
+
+
+def _name(url: sa.URL) -> str:
+    """The URL without its password and its query, which may hold one too."""
+    plain = sa.URL.create(url.get_backend_name(), url.username, None, url.host, url.port, url.database)
+    return plain.render_as_string()
+
+
+@contextlib.contextmanager
+def _as_store_error(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (sa.exc.DBAPIError, sqlite3.Error) as error:
+        # Only the driver's first line: what follows may quote the row.
+        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        text = str(cause).strip() or type(cause).__name__
+        raise StoreError(f"{name}: {text.splitlines()[0]}") from error
+    except (sa.exc.SQLAlchemyError, CommandError) as error:
+        raise StoreError(f"{name}: {error}") from error
+    except OSError as error:
+        raise StoreError(f"{name}: {error.strerror or error}") from error
+
+
+def _sqlite_engine(url: sa.URL) -> sa.Engine:
+    Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+    arguments = {} if "timeout" in url.query else {"timeout": _LOCK_SECONDS}
+    engine = sa.create_engine(url, connect_args=arguments, hide_parameters=True)
+
+    @sa.event.listens_for(engine, "connect")
+    def _set_up(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # the driver would begin transactions of its own, too late and too weak
+        connection.execute("PRAGMA synchronous = FULL")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        writing = connection.get_execution_options().get("writing", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+    return engine
+
+
+def _postgresql_engine(url: sa.URL) -> sa.Engine:
+    # A server that vanished without a word is given up on after half a minute, not the kernel's quarter of an hour.
+    arguments = {"connect_timeout": _CONNECT_SECONDS, "tcp_user_timeout": 30_000}
+    arguments = {key: value for key, value in arguments.items() if key not in url.query}
+    return sa.create_engine(url, connect_args=arguments, hide_parameters=True, pool_pre_ping=True)
+
+
+@contextlib.contextmanager
+def _writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        yield connection
+
+
+def _migrate(engine: sa.Engine) -> None:
+    """Bring the schema to the newest step; several processes may do this at once."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    newest = ScriptDirectory.from_config(config).get_heads()
+    if engine.dialect.name == "sqlite":
+        _use_wal(engine)
+    with engine.connect() as connection:
+        _require_utf8(connection)
+        context = MigrationContext.configure(connection, opts={"version_table": _VERSION_TABLE})
+        if list(context.get_current_heads()) == newest:
+            return
+    with _writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _use_wal(engine: sa.Engine) -> None:
+    """Readers and the writer then do not wait for each other. The file remembers it."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        connection = engine.raw_connection()
+        try:
+            connection.cursor().execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # Another process switching the same new file makes this fail at once: SQLite does not wait here.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        finally:
+            connection.close()
+
+
+def _require_utf8(connection: sa.Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+        if encoding != "UTF8":
+            raise StoreError(f"the database's encoding is {encoding}; text of every language needs UTF8")
