@@ -1,0 +1,259 @@
+"""The policy folder: versions side by side, and one manifest that says which of them is served.
+
+    PATH/manifest.json                  names every file of the served version by path, size and SHA-256
+    PATH/versions/<version>/...         model.onnx, tokenizer.json, certificate.json, frontier.json, report.json,
+                                        traces.jsonl
+
+A version is written whole, flushed to disk, and only then does one rename of `manifest.json` make it the served one: a
+reader sees the old version or the new one, never a mixture. Nothing in the folder is executable; JSON and ONNX only.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from policies.errors import ArtifactError, PolicyDamaged, PolicyMissing
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_VERSIONS = "versions"
+# Old versions stay for a rollback, and for a reader that is half way through one when the next is written.
+_KEPT_VERSIONS = 5
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The gate's written result.
+
+    `coverage` and `teacher_agreement` are out-of-fold shares on the traces; `teacher_agreement_lower` is the exact
+    one-sided bound at `confidence`. `refused` comes with a `reason`, and with `traces_needed` where more would help.
+    """
+
+    refused: bool
+    reason: str | None
+    target: float
+    confidence: float
+    method: str | None
+    coverage: float
+    teacher_agreement: float | None
+    teacher_agreement_lower: float | None
+    n_handled: int
+    n_judged: int
+    assume: str
+    mode: str
+    statement: str
+    traces_needed: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a version, relative to the policy folder."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says. `threshold` and `guard_threshold` are None where nothing is certified."""
+
+    version: str
+    created: str
+    features: dict[str, Any]
+    input_kind: str
+    embedding_dim: int | None
+    labels: list[str]
+    threshold: float | None
+    guard_threshold: float | None
+    max_chars: int
+    n_traces: int
+    n_labels: int
+    seed: int
+    certificate: Certificate
+    files: dict[str, File]
+    schema_version: int = SCHEMA_VERSION
+
+    # The names code written for `tracer-llm` reads.
+    @property
+    def method(self) -> str | None:
+        """The certified method; None where the gate refused."""
+        return self.certificate.method
+
+    selected_method = method
+
+    @property
+    def coverage_cal(self) -> float | None:
+        """Certified coverage; None where the gate refused."""
+        return None if self.certificate.refused else self.certificate.coverage
+
+    @property
+    def teacher_agreement_cal(self) -> float | None:
+        """Out-of-fold teacher agreement on handled traces."""
+        return self.certificate.teacher_agreement
+
+    @property
+    def label_space(self) -> list[str]:
+        """The labels the surrogate can answer."""
+        return self.labels
+
+    @property
+    def target_teacher_agreement(self) -> float:
+        """The agreement the certificate is about."""
+        return self.certificate.target
+
+
+def read_version(path: str | Path) -> str | None:
+    """The served version's name, from the manifest alone; None where there is no policy or it cannot be read."""
+    try:
+        found = orjson.loads((Path(path) / MANIFEST).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    version = found.get("version") if isinstance(found, dict) else None
+    return version if isinstance(version, str) else None
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """The manifest of a policy folder, its own checksum verified. Raises PolicyMissing or PolicyDamaged."""
+    try:
+        raw = (Path(path) / MANIFEST).read_bytes()
+    except FileNotFoundError as error:
+        raise PolicyMissing(f"{path}: no {MANIFEST} there; `tracer fit TRACES --out {path}` makes one") from error
+    except OSError as error:
+        raise PolicyDamaged(f"{path}/{MANIFEST}: {error.strerror or error}") from error
+    try:
+        found = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise PolicyDamaged(f"{path}/{MANIFEST}: not JSON ({error})") from error
+    return _parse_manifest(found, f"{path}/{MANIFEST}")
+
+
+def read_file(path: str | Path, manifest: Manifest, role: str) -> bytes:
+    """The bytes of one file, size and checksum verified. Raises PolicyDamaged."""
+    entry = manifest.files.get(role)
+    if entry is None:
+        raise PolicyDamaged(f"{path}/{MANIFEST}: names no {role} file")
+    root = Path(path).resolve()
+    place = (root / entry.path).resolve()
+    if not place.is_relative_to(root):
+        raise PolicyDamaged(f"{path}/{MANIFEST}: {entry.path} lies outside the policy folder")
+    try:
+        content = place.read_bytes()
+    except OSError as error:
+        raise PolicyDamaged(f"{path}/{entry.path}: {error.strerror or error}") from error
+    if len(content) != entry.bytes or hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise PolicyDamaged(f"{path}/{entry.path}: checksum does not match the manifest")
+    return content
+
+
+def write_version(path: str | Path, manifest: Manifest, contents: Mapping[str, tuple[str, bytes]]) -> Manifest:
+    """Write a version and make it the served one. Returns the manifest as written, with its files.
+
+    `contents` maps a role to (file name, bytes). Raises ArtifactError where the folder cannot be written; the version
+    served before then stays served.
+    """
+    root = Path(path)
+    relative = f"{_VERSIONS}/{manifest.version}"
+    try:
+        (root / _VERSIONS).mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".new-", dir=root / _VERSIONS))
+        try:
+            staging.chmod(0o755)
+            for name, content in contents.values():
+                _write_durably(staging / name, content)
+            staging.rename(root / relative)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        written = {role: _entry(f"{relative}/{name}", content) for role, (name, content) in contents.items()}
+        complete = Manifest(**{**_shallow(manifest), "files": written})
+        _write_manifest(root, complete)
+        _drop_old_versions(root, manifest.version)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot write the policy: {error.strerror or error}") from error
+    return complete
+
+
+def replace_file(path: str | Path, manifest: Manifest, role: str, name: str, content: bytes) -> Manifest:
+    """Replace one file of the served version under a new name, and the manifest with it. Raises ArtifactError."""
+    root = Path(path)
+    relative = f"{_VERSIONS}/{manifest.version}/{name}"
+    try:
+        _write_durably(root / relative, content)
+        complete = Manifest(**{**_shallow(manifest), "files": {**manifest.files, role: _entry(relative, content)}})
+        _write_manifest(root, complete)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot write {name}: {error.strerror or error}") from error
+    return complete
+
+
+def _entry(relative: str, content: bytes) -> File:
+    return File(relative, hashlib.sha256(content).hexdigest(), len(content))
+
+
+def _shallow(manifest: Manifest) -> dict[str, Any]:
+    return {item.name: getattr(manifest, item.name) for item in fields(manifest)}
+
+
+def _write_manifest(root: Path, manifest: Manifest) -> None:
+    body = asdict(manifest)
+    body["checksum"] = _checksum(body)
+    temporary = root / f".{MANIFEST}.{os.getpid()}"
+    _write_durably(temporary, orjson.dumps(body, option=orjson.OPT_INDENT_2))
+    temporary.replace(root / MANIFEST)
+    _flush_folder(root)
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    bare = {key: value for key, value in body.items() if key != "checksum"}
+    return hashlib.sha256(orjson.dumps(bare, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _parse_manifest(found: object, where: str) -> Manifest:
+    if not isinstance(found, dict):
+        raise PolicyDamaged(f"{where}: not a manifest")
+    if found.get("schema_version") != SCHEMA_VERSION:
+        known, seen = SCHEMA_VERSION, found.get("schema_version")
+        raise PolicyDamaged(
+            f"{where}: schema version {seen!r}, this program reads {known}; fit again or use the matching version"
+        )
+    if found.get("checksum") != _checksum(found):
+        raise PolicyDamaged(f"{where}: altered after it was written (its own checksum does not match)")
+    body = {key: value for key, value in found.items() if key != "checksum"}
+    try:
+        body["certificate"] = Certificate(**body["certificate"])
+        body["files"] = {role: File(**entry) for role, entry in body["files"].items()}
+        return Manifest(**body)
+    except (KeyError, TypeError) as error:
+        raise PolicyDamaged(f"{where}: {error}") from error
+
+
+def _write_durably(place: Path, content: bytes) -> None:
+    with place.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _drop_old_versions(root: Path, current: str) -> None:
+    versions = [entry for entry in (root / _VERSIONS).iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    by_age = sorted(versions, key=lambda entry: entry.stat().st_mtime, reverse=True)
+    for entry in by_age[_KEPT_VERSIONS:]:
+        if entry.name != current:
+            shutil.rmtree(entry, ignore_errors=True)

@@ -1,0 +1,34 @@
+"""The ONNX session of a policy: one thread, three numbers out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from policies.errors import PolicyDamaged
+
+_OUTPUTS = ["label", "acceptor_probabilities", "guard"]
+_ONLY_ERRORS = 3
+
+
+def open_session(graph: bytes) -> onnxruntime.InferenceSession:
+    """A session on the calling thread. Raises PolicyDamaged where onnxruntime does not take the graph."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ONLY_ERRORS
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes are not importable by name across versions
+        raise PolicyDamaged(f"model.onnx: {error}") from error
+    if sorted(output.name for output in session.get_outputs()) != sorted(_OUTPUTS):
+        raise PolicyDamaged("model.onnx: not a policy graph")
+    return session
+
+
+def run_session(session: onnxruntime.InferenceSession, inputs: Mapping[str, NDArray[Any]]) -> tuple[int, float, float]:
+    """(label, accept score, guard value) of one input."""
+    label, probabilities, guard = session.run(_OUTPUTS, inputs)
+    return int(label[0]), float(probabilities[0, 1]), float(guard[0, 0])
