@@ -25,10 +25,10 @@ from policies.errors import StoreError
 from policies.traces import storable
 from policies.types import StoredTrace
 
-_METADATA = sa.MetaData()
+METADATA = sa.MetaData()
 _TRACES = sa.Table(
     "traces",
-    _METADATA,
+    METADATA,
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("project", sa.Text, nullable=False),
     sa.Column("ts", sa.Double, nullable=False),
@@ -43,7 +43,7 @@ _TRACES = sa.Table(
     sa.Column("training_allowed", sa.Boolean, nullable=False),
     sa.Index("traces_by_project_and_time", "project", "ts", "id"),
 )
-_VERSION_TABLE = "tracer_schema_version"
+VERSION_TABLE = "tracer_schema_version"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 MAX_KEY_CHARS = 255
@@ -101,7 +101,7 @@ class Store:
         if not traces:
             return 0
         # In the order of ids: two writers of the same ids then wait for each other instead of deadlocking.
-        rows = [_row(trace) for trace in sorted(traces, key=lambda trace: trace.id)]
+        rows = [to_row(trace) for trace in sorted(traces, key=lambda trace: trace.id)]
         with _as_store_error(self._name), _writing(self._engine) as connection:
             return connection.execute(self._insert, rows, execution_options={"preserve_rowcount": True}).rowcount
 
@@ -163,7 +163,8 @@ def flaw(trace: StoredTrace) -> str | None:
     return None
 
 
-def _row(trace: StoredTrace) -> dict[str, Any]:
+def to_row(trace: StoredTrace) -> dict[str, Any]:
+    """The trace's fields by name, with every text as the store keeps it."""
     return {key: storable(value) if type(value) is str else value for key, value in asdict(trace).items()}
 
 
@@ -206,14 +207,22 @@ def _as_store_error(name: str) -> Iterator[None]:
 
 
 def _sqlite_engine(url: sa.URL) -> sa.Engine:
-    Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+    path = Path(url.database or "")
+    path.parent.mkdir(parents=True, exist_ok=True)
     arguments = {} if "timeout" in url.query else {"timeout": _LOCK_SECONDS}
     engine = sa.create_engine(url, connect_args=arguments, hide_parameters=True)
 
     @sa.event.listens_for(engine, "connect")
-    def _set_up(connection: sqlite3.Connection, _record: object) -> None:
+    def _set_up(connection: sqlite3.Connection, record: sa.pool.ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # the driver would begin transactions of its own, too late and too weak
         connection.execute("PRAGMA synchronous = FULL")
+        record.info["file"] = _identity(path)
+
+    @sa.event.listens_for(engine, "checkout")
+    def _check(_connection: object, record: sa.pool.ConnectionPoolEntry, _proxy: object) -> None:
+        # SQLite goes on writing into a file that was deleted or replaced, and nobody would find those traces again.
+        if record.info["file"] != _identity(path):
+            raise sa.exc.DisconnectionError
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
@@ -221,6 +230,13 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
     return engine
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(FileNotFoundError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return None
 
 
 def _postgresql_engine(url: sa.URL) -> sa.Engine:
@@ -245,13 +261,13 @@ def _migrate(engine: sa.Engine) -> None:
         _use_wal(engine)
     with engine.connect() as connection:
         _require_utf8(connection)
-        context = MigrationContext.configure(connection, opts={"version_table": _VERSION_TABLE})
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
         if list(context.get_current_heads()) == newest:
             return
     with _writing(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
-        config.attributes["connection"] = connection
+        config.attributes.update(connection=connection, version_table=VERSION_TABLE)
         command.upgrade(config, "head")
 
 

@@ -169,8 +169,8 @@ def test_migrations_give_the_declared_schema(url: str, store: Store) -> None:
     store.append([FULL])
     engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": "tracer_schema_version"})
-        assert compare_metadata(context, store_module._METADATA) == []
+        context = MigrationContext.configure(connection, opts={"version_table": store_module.VERSION_TABLE})
+        assert compare_metadata(context, store_module.METADATA) == []
     engine.dispose()
 
 
@@ -258,6 +258,24 @@ def test_locked_sqlite(tmp_path: Path) -> None:
     other.execute("ROLLBACK")
     assert store.append([trace(1)]) == 1
     other.close()
+    store.close()
+
+
+def test_deleted_sqlite(tmp_path: Path) -> None:
+    """A store whose file was deleted says so instead of writing where nobody will look; opened again it is new."""
+    path = tmp_path / "folder" / "traces.db"
+    url = f"sqlite:///{path}"
+    store = Store.open(url)
+    store.append([trace(1)])
+    shutil.rmtree(path.parent)
+    with pytest.raises(StoreError, match="unable to open database file"):
+        store.append([trace(2)])
+    path.parent.mkdir()
+    with pytest.raises(StoreError, match="no such table: traces"):
+        store.append([trace(2)])
+    store.close()
+    store = Store.open(url)
+    assert store.append([trace(2)]) == 1
     store.close()
 
 
