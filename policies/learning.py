@@ -133,7 +133,7 @@ def _problem(n: int, labels: list[str], counts: Counter[str]) -> str | None:
         return "every trace has the same label: there is nothing to decide"
     if len(labels) < 2:
         return f"fewer than two labels were seen {_FEWEST_OF_A_LABEL} times or more"
-    if len(labels) > _MOST_LABELS or len(counts) > n / 2:
+    if len(labels) > _MOST_LABELS or len(counts) >= n / 2:
         return f"{len(counts)} different labels in {n} traces: this does not look like a decision among fixed labels"
     return None
 

@@ -1,0 +1,37 @@
+# Two commands do everything: `make demo` sets up and runs the product, `make test` sets up and passes the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types check long-tests bench clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/tracer demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m 'not guarantee'
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+check: lint types test
+
+# Statistical tests of the promise over many seeded draws: minutes, not seconds.
+long-tests: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m guarantee --timeout=3600
+
+# The figures of README and docs; needs the data sets in TRACER_DATA.
+bench: $(VENV)/.installed
+	$(BIN)/python bench/flywheel.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,101 @@
+"""A policy folder is loaded strictly and replaced atomically."""
+
+import shutil
+from pathlib import Path
+
+import orjson
+import pytest
+
+from policies.artifact import read_manifest, read_version
+from policies.errors import ArtifactError, PolicyDamaged, PolicyMissing
+from policies.fitting import fit_policy
+from policies.policy import Policy
+from policies.settings import FitConfig
+from tests.traces_maker import make_traces
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certified policy, not to be touched."""
+    folder = tmp_path_factory.mktemp("pristine") / "policy"
+    fit_policy(make_traces(500), folder, FitConfig(0.85))
+    return folder
+
+
+@pytest.fixture
+def folder(pristine: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(pristine, tmp_path / "policy"))
+
+
+@pytest.mark.parametrize("role", ["model", "tokenizer"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+def test_a_damaged_file_is_refused(folder: Path, role: str, damage: str) -> None:
+    """One flipped byte, a missing tail or a missing file stops the load, and the message names the file."""
+    path = folder / read_manifest(folder).files[role].path
+    content = bytearray(path.read_bytes())
+    if damage == "delete":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(bytes(content[:-10] if damage == "cut" else content))
+    with pytest.raises(PolicyDamaged, match=path.name):
+        Policy.load(folder)
+
+
+def test_an_edited_threshold_is_noticed(folder: Path) -> None:
+    """The manifest carries its own checksum, so nobody lowers a threshold unseen."""
+    path = folder / "manifest.json"
+    body = orjson.loads(path.read_bytes())
+    body["threshold"] = 0.0
+    path.write_bytes(orjson.dumps(body))
+    with pytest.raises(PolicyDamaged, match="altered"):
+        Policy.load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"schema_version": 99}', b'{"schema_version": 1}'])
+def test_a_manifest_that_is_none_is_refused(folder: Path, content: bytes) -> None:
+    """Half a file, another type, another schema version: damaged, and never a crash."""
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(PolicyDamaged):
+        Policy.load(folder)
+
+
+def test_a_path_outside_the_folder_is_refused(folder: Path) -> None:
+    """A manifest cannot make the loader read elsewhere."""
+    manifest = read_manifest(folder)
+    (folder.parent / "elsewhere.onnx").write_bytes((folder / manifest.files["model"].path).read_bytes())
+    body = orjson.loads((folder / "manifest.json").read_bytes())
+    body["files"]["model"]["path"] = "../elsewhere.onnx"
+    (folder / "manifest.json").write_bytes(orjson.dumps(body))
+    with pytest.raises(PolicyDamaged):
+        Policy.load(folder)
+
+
+def test_no_policy_is_said_as_such(tmp_path: Path) -> None:
+    """An empty folder and a missing one are both 'missing', with the command that makes a policy."""
+    assert read_version(tmp_path / "none") is None
+    with pytest.raises(PolicyMissing, match="tracer fit"):
+        Policy.load(tmp_path / "none")
+
+
+def test_a_fit_that_fails_leaves_the_served_version(folder: Path) -> None:
+    """A folder that cannot be written keeps what it served."""
+    before = read_version(folder)
+    versions = folder / "versions"
+    moved = folder / "moved"
+    versions.rename(moved)
+    versions.write_text("in the way")
+    with pytest.raises(ArtifactError):
+        fit_policy(make_traces(300), folder, FitConfig(0.8))
+    versions.unlink()
+    moved.rename(versions)
+    assert Policy.load(folder).version == before
+
+
+def test_versions_pile_up_only_so_far(folder: Path) -> None:
+    """Old versions stay for a rollback, but not for ever."""
+    for _ in range(6):
+        fit_policy(make_traces(60), folder, FitConfig(0.6))
+    assert len(list((folder / "versions").iterdir())) == 5
+    assert (folder / "versions" / str(read_version(folder))).is_dir()

@@ -1,0 +1,277 @@
+"""A fit certifies what it can prove, refuses what it cannot, and an update never makes the served policy worse."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from policies.artifact import read_manifest, read_version
+from policies.errors import ArtifactError, FitError, PolicyMissing
+from policies.evaluation import evaluate
+from policies.fitting import fit_policy, update_policy
+from policies.policy import Policy
+from policies.settings import FitConfig
+from policies.types import Reason, Trace
+from tests.data import dataset
+from tests.traces_maker import LABELS, make_traces
+
+_TARGET = FitConfig(target_teacher_agreement=0.90)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certified policy."""
+    folder = tmp_path_factory.mktemp("fitted") / "policy"
+    assert not fit_policy(make_traces(1_500), folder, _TARGET).manifest.certificate.refused
+    return folder
+
+
+def test_a_learnable_task_is_certified_and_holds_on_new_calls(fitted: Path) -> None:
+    """Coverage is worth having and agreement on unseen calls is at least the target."""
+    policy = Policy.load(fitted)
+    result = evaluate(policy, make_traces(2_000, seed=1))
+    assert policy.certified
+    assert result.coverage > 0.5
+    assert result.teacher_agreement is not None
+    assert result.teacher_agreement >= 0.90
+
+
+def test_the_folder_holds_what_the_format_promises(fitted: Path) -> None:
+    """Manifest, graph, tokenizer, certificate, frontier, report and traces; no pickle."""
+    manifest = read_manifest(fitted)
+    assert set(manifest.files) == {"model", "tokenizer", "certificate", "frontier", "report", "traces"}
+    assert all((fitted / entry.path).suffix in {".json", ".jsonl", ".onnx"} for entry in manifest.files.values())
+    frontier = orjson.loads((fitted / manifest.files["frontier"].path).read_bytes())
+    coverages = [row["coverage"] for row in frontier]
+    assert coverages == sorted(coverages, reverse=True)
+    assert manifest.method in {"l2d", "global"}
+    assert manifest.coverage_cal == manifest.certificate.coverage
+
+
+def test_the_same_seed_gives_the_same_policy(tmp_path: Path) -> None:
+    """Two fits of the same traces decide alike, and another seed is really another fit."""
+    traces = make_traces(400)
+    graphs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        result = fit_policy(traces, tmp_path / name, FitConfig(0.8, seed=seed))
+        graphs.append(result.manifest.files["model"].sha256)
+    assert graphs[0] == graphs[1] != graphs[2]
+
+
+def test_refit_mode_serves_another_model_than_strict(tmp_path: Path) -> None:
+    """The mode changes what is served and stands in the certificate."""
+    traces = make_traces(400)
+    strict = fit_policy(traces, tmp_path / "a", FitConfig(0.8)).manifest
+    refit = fit_policy(traces, tmp_path / "b", FitConfig(0.8, mode="refit")).manifest
+    assert strict.files["model"].sha256 != refit.files["model"].sha256
+    assert (strict.certificate.mode, refit.certificate.mode) == ("strict", "refit")
+
+
+@pytest.mark.parametrize("target", [0.60, 0.80, 0.95])
+def test_shuffled_labels_are_refused(tmp_path: Path, target: float) -> None:
+    """Labels that have nothing to do with the texts cannot be learned, and the policy then defers everything."""
+    traces = make_traces(600)
+    labels = [trace.teacher for trace in traces]
+    random.Random(0).shuffle(labels)
+    shuffled = [replace(trace, teacher=label) for trace, label in zip(traces, labels, strict=True)]
+    certificate = fit_policy(shuffled, tmp_path, FitConfig(target)).manifest.certificate
+    assert certificate.refused
+    assert certificate.reason
+    assert Policy.load(tmp_path).decide("refund please").reason == Reason.REFUSED
+
+
+def test_shuffled_banking77_is_refused_at_every_target(tmp_path: Path) -> None:
+    """Real texts with shuffled labels: no target from 0.60 up is certified."""
+    traces, _ = dataset("banking77")
+    labels = [trace.teacher for trace in traces]
+    random.Random(1).shuffle(labels)
+    shuffled = [replace(trace, teacher=label) for trace, label in zip(traces, labels, strict=True)]
+    targets = (0.60, 0.70, 0.80, 0.90, 0.95)
+    manifest = fit_policy(shuffled, tmp_path, FitConfig(0.60, frontier_targets=targets)).manifest
+    frontier = orjson.loads((tmp_path / manifest.files["frontier"].path).read_bytes())
+    assert manifest.certificate.refused
+    assert [row["certified"] for row in frontier] == [False] * len(targets)
+
+
+def test_a_task_where_the_majority_label_would_pass_is_refused(tmp_path: Path) -> None:
+    """Ninety in a hundred the same label, at random: 0.80 could be met by a constant, and is refused."""
+    generator = random.Random(3)
+    traces = [replace(t, teacher="yes" if generator.random() < 0.9 else "no") for t in make_traces(800)]
+    certificate = fit_policy(traces, tmp_path, FitConfig(0.80)).manifest.certificate
+    assert certificate.refused
+    assert certificate.reason is not None
+    assert "most frequent label" in certificate.reason
+
+
+@pytest.mark.parametrize(
+    ("traces", "says"),
+    [
+        (make_traces(5), "too few"),
+        ([replace(trace, teacher="only") for trace in make_traces(200)], "same label"),
+        ([Trace(f"text {i}", f"label {i}") for i in range(200)], "fewer than two labels"),
+        ([Trace(f"text number {i} of many", f"label {i // 2}") for i in range(200)], "fixed labels"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_with_its_reason(tmp_path: Path, traces: list[Trace], says: str) -> None:
+    """Too few traces, one label, and an open set of labels are normal refusals, not errors."""
+    certificate = fit_policy(traces, tmp_path, _TARGET).manifest.certificate
+    assert certificate.refused
+    assert certificate.reason is not None
+    assert says in certificate.reason
+
+
+def test_labels_seen_once_are_left_out_and_said_so(tmp_path: Path) -> None:
+    """A label with one trace is never answered, and a note says so."""
+    traces = [*make_traces(600), Trace("what colour is the moon", "astronomy")]
+    manifest = fit_policy(traces, tmp_path, FitConfig(0.8)).manifest
+    assert manifest.labels == LABELS
+    assert manifest.n_labels == len(LABELS) + 1
+    assert any("seen once" in note for note in manifest.certificate.notes)
+
+
+def test_a_megabyte_of_text_is_accepted_in_traces_and_deferred_in_calls(tmp_path: Path) -> None:
+    """Very long inputs neither stop a fit nor are ever answered."""
+    huge = "refund " * 150_000
+    manifest = fit_policy([*make_traces(600), Trace(huge, "refund")], tmp_path, FitConfig(0.8)).manifest
+    assert any("too long" in note for note in manifest.certificate.notes)
+    assert Policy.load(tmp_path).decide(huge).reason == Reason.TOO_LONG
+
+
+def test_weighted_traces_are_learned_from_but_not_judged(tmp_path: Path) -> None:
+    """A weight other than 1 takes a trace out of the certificate, in plain words."""
+    traces = [replace(t, weight=50.0) if i % 10 == 0 else t for i, t in enumerate(make_traces(600))]
+    certificate = fit_policy(traces, tmp_path, FitConfig(0.8)).manifest.certificate
+    assert certificate.n_judged == 540
+    assert any("weight" in note for note in certificate.notes)
+
+
+def test_given_embeddings_go_through_the_same_fit(tmp_path: Path) -> None:
+    """Embeddings in place of texts: certified, served from vectors, and text is refused without an embedder."""
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 4, 1_200)
+    centres = generator.normal(size=(4, 16))
+    matrix = (centres[truth] + 0.4 * generator.normal(size=(1_200, 16))).astype(np.float32)
+    traces = [Trace(f"row {i}", f"label{label}") for i, label in enumerate(truth)]
+    manifest = fit_policy(traces, tmp_path, _TARGET, matrix).manifest
+    policy = Policy.load(tmp_path)
+    assert manifest.embedding_dim == 16
+    assert policy.decide(matrix[0]).label == f"label{truth[0]}"
+    assert policy.decide("text").reason == Reason.NO_EMBEDDING
+    assert policy.decide(np.full(16, np.nan)).reason == Reason.NOVEL
+    with pytest.raises(ValueError, match="dimension"):
+        policy.decide(np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((3, 4)), np.zeros(400), np.full((400, 2), np.nan), np.zeros((400, 0))])
+def test_embeddings_that_do_not_fit_the_traces_are_an_error(tmp_path: Path, matrix: np.ndarray) -> None:
+    """Wrong shape or values stop the fit and leave no policy behind."""
+    with pytest.raises(FitError, match="embeddings"):
+        fit_policy(make_traces(400), tmp_path, _TARGET, matrix)
+    assert read_version(tmp_path) is None
+
+
+def test_an_update_adds_traces_and_replaces_the_version(tmp_path: Path) -> None:
+    """Old and new traces are fitted together, under the settings of the served version."""
+    first = fit_policy(make_traces(400), tmp_path, FitConfig(0.85, seed=3)).manifest
+    result = update_policy(make_traces(800, seed=5), tmp_path)
+    assert result.replaced
+    assert result.manifest.n_traces == 1_200
+    assert result.manifest.certificate.target == 0.85
+    assert result.manifest.seed == 3
+    assert result.manifest.certificate.coverage > first.certificate.coverage
+    assert Policy.load(tmp_path).version == result.manifest.version != first.version
+
+
+def test_a_refused_update_keeps_the_served_version_and_the_new_traces(tmp_path: Path) -> None:
+    """Bad new traces leave the certified policy serving; the next update has them all the same."""
+    first = fit_policy(make_traces(500), tmp_path, _TARGET).manifest
+    noise = make_traces(900, seed=9, noise=1.0)
+    result = update_policy(noise, tmp_path)
+    assert not result.replaced
+    assert result.manifest.certificate.refused
+    policy = Policy.load(tmp_path)
+    assert policy.certified
+    assert policy.version == first.version
+    again = update_policy(make_traces(100, seed=11), tmp_path)
+    assert again.manifest.n_traces == 1_500
+
+
+def test_an_update_of_nothing_says_what_to_do(tmp_path: Path) -> None:
+    """There must be a policy before it can be updated."""
+    with pytest.raises(PolicyMissing, match="tracer fit"):
+        update_policy(make_traces(50), tmp_path / "nothing")
+
+
+def test_a_second_fit_into_the_same_folder_is_turned_away(tmp_path: Path) -> None:
+    """Two writers at once would lose one's traces, so the second is an error while the first runs."""
+    fit_policy(make_traces(300), tmp_path, FitConfig(0.8))
+    blocked: list[str] = []
+
+    def intrude(step: str, done: float) -> None:
+        if step == "acceptor" and done:
+            with pytest.raises(ArtifactError) as caught:
+                fit_policy(make_traces(300), tmp_path, FitConfig(0.8))
+            blocked.append(str(caught.value))
+
+    fit_policy(make_traces(300), tmp_path, FitConfig(0.8), progress=intrude)
+    assert "another fit or update" in blocked[0]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"target_teacher_agreement": 1.0},
+        {"target_teacher_agreement": 0.2},
+        {"confidence": 0.0},
+        {"mode": "loose"},
+        {"assume": "anything"},
+        {"features": "lexical"},
+        {"features": "static,static"},
+        {"guard_budget": 1.5},
+        {"min_deploy_coverage": -0.1},
+        {"frontier_targets": (2.0,)},
+    ],
+)
+def test_settings_out_of_range_are_named(bad: dict[str, object]) -> None:
+    """Each setting is checked, and the message names it."""
+    with pytest.raises(FitError, match=next(iter(bad)).split("_", maxsplit=1)[0]):
+        FitConfig(**bad)  # type: ignore[arg-type]
+
+
+def test_min_deploy_coverage_and_guard_budget_change_the_outcome(tmp_path: Path) -> None:
+    """Asking for more coverage than there is refuses; a wider guard turns more away."""
+    traces = make_traces(500)
+    refused = fit_policy(traces, tmp_path / "a", FitConfig(0.9, min_deploy_coverage=0.999)).manifest.certificate
+    assert refused.refused
+    narrow = fit_policy(traces, tmp_path / "b", FitConfig(0.8, guard_budget=0.0)).manifest
+    wide = fit_policy(traces, tmp_path / "c", FitConfig(0.8, guard_budget=0.2)).manifest
+    assert narrow.certificate.coverage > wide.certificate.coverage
+
+
+def test_static_features_alone_are_a_policy_too(tmp_path: Path) -> None:
+    """`--features static` leaves the lexical block out of the graph and still decides text."""
+    manifest = fit_policy(make_traces(600), tmp_path, FitConfig(0.8, features="static")).manifest
+    assert manifest.features["n_lexical"] == 0
+    assert Policy.load(tmp_path).decide("my card was stolen please block it").label == "card_lost"
+
+
+def test_two_labels_are_enough(tmp_path: Path) -> None:
+    """A yes-or-no decision is the smallest task there is."""
+    traces = [t for t in make_traces(3_000) if t.teacher in {"refund", "delivery"}]
+    manifest = fit_policy(traces, tmp_path, FitConfig(0.9)).manifest
+    assert not manifest.certificate.refused
+    assert manifest.labels == ["delivery", "refund"]
+
+
+def test_banking77_reaches_its_bar(tmp_path: Path) -> None:
+    """On real data: coverage at least 0.90 with agreement at least 0.95 on traffic the fit never saw."""
+    traces, traffic = dataset("banking77")
+    fit = fit_policy(traces, tmp_path, FitConfig(0.95))
+    result = evaluate(Policy.load(tmp_path), traffic)
+    assert fit.seconds <= 60
+    assert result.coverage >= 0.90
+    assert result.teacher_agreement is not None
+    assert result.teacher_agreement >= 0.95

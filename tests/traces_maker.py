@@ -1,0 +1,44 @@
+"""Traces with a known truth, made from seeded word pools: quick to fit, and as hard as the test wants."""
+
+import random
+from pathlib import Path
+
+from policies.traces import write_traces
+from policies.types import Trace
+
+_TOPICS = {
+    "refund": "refund money back return reimburse charge reversed credit",
+    "card_lost": "lost stolen card missing wallet block freeze replacement",
+    "balance": "balance account how much funds available total statement",
+    "transfer": "transfer send wire payee friend abroad bank pending",
+    "password": "password login reset locked sign forgot username access",
+    "delivery": "delivery parcel arrive tracking courier late shipped package",
+    "loan": "loan interest rate borrow mortgage repay credit term",
+    "complaint": "complaint manager unhappy terrible service rude waiting angry",
+}
+_FILLER = "please can you i my the a with for on to want need help hello today about it is was there some".split()
+
+LABELS = sorted(_TOPICS)
+
+
+def make_traces(n: int, *, seed: int = 0, noise: float = 0.0, blur: float = 0.25) -> list[Trace]:
+    """`n` distinct traces. `noise` is the share of labels drawn at random, `blur` that of words taken from another topic."""
+    generator = random.Random(seed)
+    made: dict[str, Trace] = {}
+    while len(made) < n:
+        label = generator.choice(LABELS)
+        other = generator.choice(LABELS)
+        words = [
+            generator.choice(_TOPICS[other if generator.random() < blur else label].split()) for _ in range(3)
+        ] + generator.choices(_FILLER, k=generator.randint(2, 6))
+        generator.shuffle(words)
+        text = " ".join(words)
+        said = generator.choice(LABELS) if generator.random() < noise else label
+        made.setdefault(text, Trace(text, said, id=f"t{seed}-{len(made)}"))
+    return list(made.values())
+
+
+def write(path: Path, traces: list[Trace]) -> Path:
+    """Write traces as JSONL and return the path."""
+    write_traces(path, traces)
+    return path
