@@ -65,16 +65,19 @@ class Store:
         self._insert = insert(_TRACES).on_conflict_do_nothing()
 
     @classmethod
-    def open(cls, url: str) -> "Store":
+    def open(cls, url: str, *, create: bool = True) -> "Store":
         """Open the store at `sqlite:///path/to.db` or `postgresql://user:password@host/database`, made ready for use.
 
         The folder, the file and the tables are created where they are missing; an older schema is brought up to date.
+        Without `create`, a SQLite file must be there already.
 
         Raises:
-            StoreError: unknown kind of URL, not reachable, not writable, damaged, or written by a newer program.
+            StoreError: unknown kind of URL, not there, unreachable, not writable, damaged, or of a newer program.
         """
         parsed = _parse(url)
         name = _name(parsed)
+        if not create and parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+            raise StoreError(f"{name}: there is no such store")
         with _as_store_error(name):
             engine = _sqlite_engine(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql_engine(parsed)
         try:

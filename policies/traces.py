@@ -127,6 +127,15 @@ def storable(text: str) -> str:
     return _UNSTORABLE.sub("\ufffd", text)
 
 
+def to_seconds(moment: str) -> float:
+    """An ISO 8601 time as seconds since the epoch; without a zone it is UTC. Raises ValueError."""
+    parsed = datetime.fromisoformat(moment)
+    try:
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
+
+
 def merge(old: Sequence[Trace], new: Sequence[Trace]) -> list[Trace]:
     """Old traces, then those of `new` that are not among them.
 
@@ -261,13 +270,11 @@ def _weight(value: Any) -> float:
 
 
 def _seconds(value: Any) -> float | None:
-    """Seconds since the epoch; a time without a zone is UTC."""
     if value is None:
         return None
     if type(value) in (int, float) and math.isfinite(value):
         return float(value)
     try:
-        moment = datetime.fromisoformat(value)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (TypeError, ValueError, OverflowError):
+        return to_seconds(value)
+    except (TypeError, ValueError):
         raise _BadLine("'ts' must be seconds since the epoch or an ISO 8601 time") from None
