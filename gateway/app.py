@@ -1,0 +1,84 @@
+"""create_app(settings): routes, error handlers and lifespan of one gateway; nothing else."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.asgi import PLAIN_HEADERS
+from gateway.endpoints.chat import Chat
+from gateway.endpoints.classify import Classify
+from gateway.endpoints.health import Health, Liveness, MetricsPage, Readiness
+from gateway.endpoints.passthrough import Passthrough
+from gateway.endpoints.predict import Predict, PredictBatch
+from gateway.errors import AnswerableError, InternalError, MethodNotAllowed, NotFound
+from gateway.services import Services, build_services
+from gateway.settings import Settings
+
+
+def create_app(settings: Settings, environ: Mapping[str, str] = os.environ) -> Starlette:
+    """The gateway as an ASGI app; raises SettingsError. Nothing is opened before its lifespan starts."""
+    services = build_services(settings, environ)
+    app = Starlette(
+        routes=_routes(services),
+        exception_handlers={HTTPException: _refused, Exception: _failed},
+        lifespan=lambda _: _running(services),
+    )
+    app.state.services = services
+    # A redirect would send a client's POST, and its key, on a detour; the API has one spelling of each path.
+    app.router.redirect_slashes = False
+    return app
+
+
+def _routes(services: Services) -> list[Route]:
+    return [
+        Route("/v1/chat/completions", Chat(services), methods=["POST"]),
+        Route("/v1/{path:path}", Passthrough(services)),
+        Route("/predict", Predict(services), methods=["POST"]),
+        Route("/predict_batch", PredictBatch(services), methods=["POST"]),
+        Route("/health", Health(services), methods=["GET"]),
+        Route("/healthz", Liveness(services), methods=["GET"]),
+        Route("/readyz", Readiness(services), methods=["GET"]),
+        Route("/metrics", MetricsPage(services), methods=["GET"]),
+        Route("/{project}/classify", Classify(services), methods=["POST"]),
+    ]
+
+
+@contextlib.asynccontextmanager
+async def _running(services: Services) -> AsyncIterator[None]:
+    async with contextlib.AsyncExitStack() as stack:
+        for upstream in services.upstreams.values():
+            await upstream.start()
+            stack.push_async_callback(upstream.stop)
+        await services.traces.start()
+        stack.push_async_callback(services.traces.stop)
+        await services.registry.start()
+        stack.push_async_callback(services.registry.stop)
+        yield
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        refused = _answered(request, MethodNotAllowed(f"{request.url.path} does not take {request.method}."))
+        refused.headers.update(error.headers or {})
+        return refused
+    return _answered(request, NotFound(f"There is nothing at {request.url.path[:200]}."))
+
+
+async def _failed(request: Request, _: Exception) -> Response:
+    services: Services = request.app.state.services
+    services.metrics.internal_errors.labels("endpoint").inc()
+    return _answered(request, InternalError("The gateway failed to answer."))
+
+
+def _answered(request: Request, error: AnswerableError) -> Response:
+    services: Services = request.app.state.services
+    services.metrics.errors.labels(error.code).inc()
+    response = Response(error.body(), error.status, media_type="application/json")
+    response.raw_headers.extend(PLAIN_HEADERS)
+    return response

@@ -1,0 +1,82 @@
+"""What every endpoint does with a socket: read a body within its limit, send an answer with the x-tracer headers."""
+
+import secrets
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from gateway.decide import Decision
+from gateway.errors import AnswerableError, BodyTooLarge, ClientGone
+
+Headers = list[tuple[bytes, bytes]]
+
+# For answers that concern no project.
+PLAIN_HEADERS: Headers = [(b"x-tracer-lane", b"teacher"), (b"x-tracer-decision", b"deferred")]
+_JSON_TYPE = b"application/json"
+
+
+def new_id() -> str:
+    """An id for one call, 32 hex digits."""
+    return secrets.token_hex(16)
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first value of a request header, or None. `name` is lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole request body. Raises BodyTooLarge over `limit` bytes, ClientGone where the client leaves midway."""
+    declared = header(scope, b"content-length")
+    if declared is not None and declared.isdecimal() and int(declared) > limit:
+        raise BodyTooLarge(f"The body has {declared} bytes; the limit is {limit}.")
+    pieces, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit:
+            raise BodyTooLarge(f"The body is longer than the limit of {limit} bytes.")
+        pieces.append(piece)
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def tracer_headers(project: str, decision: Decision, call_id: str) -> Headers:
+    """The x-tracer headers of a project's call; what does not apply is left out."""
+    found: Headers = [
+        (b"x-tracer-lane", decision.lane.encode()),
+        (b"x-tracer-decision", decision.word.encode()),
+        (b"x-tracer-project", project.encode()),
+        (b"x-tracer-id", call_id.encode()),
+    ]
+    if decision.accept_score is not None:
+        found.append((b"x-tracer-score", b"%.4f" % decision.accept_score))
+    if decision.reason is not None:
+        found.append((b"x-tracer-reason", decision.reason.encode()))
+    if decision.policy_version is not None:
+        found.append((b"x-tracer-policy", decision.policy_version.encode()))
+    return found
+
+
+async def send_bytes(send: Send, status: int, content_type: bytes, body: bytes, headers: Headers) -> None:
+    """One whole answer."""
+    framing: Headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": framing + headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_json(send: Send, value: Any, headers: Headers = PLAIN_HEADERS, status: int = 200) -> None:
+    """One JSON answer."""
+    await send_bytes(send, status, _JSON_TYPE, orjson.dumps(value), headers)
+
+
+async def send_error(send: Send, error: AnswerableError, headers: Headers = PLAIN_HEADERS) -> None:
+    """An error in OpenAI's shape."""
+    await send_bytes(send, error.status, _JSON_TYPE, error.body(), headers)

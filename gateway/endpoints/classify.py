@@ -1,0 +1,93 @@
+"""`POST /{project}/classify`: one text in, one label out, without the shape of a chat."""
+
+from typing import Any
+
+import orjson
+from starlette.types import Message
+
+from gateway.answer import JSON, SURROGATE_MODEL
+from gateway.asgi import new_id, send_bytes, tracer_headers
+from gateway.decide import Decision, decide, deferred
+from gateway.endpoints.chat import PATH
+from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
+from gateway.errors import InvalidRequest, UpstreamUnreachable
+from gateway.learn import Forwarded, learn
+from gateway.recognise import Recognised
+from gateway.relay import Client, Outcome, forward
+from gateway.upstream import UpstreamCall
+from gateway.wire import ChatRequest, parse_chat, parse_object
+
+_AUTHORIZATION = b"authorization"
+
+
+class Classify(Endpoint):
+    """The ASGI endpoint.
+
+    A deferred call asks the teacher where the request brings `messages` or the project has a `prompt`; elsewhere its
+    label is null.
+    """
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Answer one call."""
+        project = self.services.recogniser.named(exchange.scope["path_params"]["project"], "project")
+        body = parse_object(await self.body(exchange))
+        text = body.get("input")
+        if type(text) is not str:
+            raise InvalidRequest("'input' should be a string.", param="input")
+        call_id = new_id()
+        decision = self._decide(project, text)
+        self.count(project, decision)
+        exchange.headers = tracer_headers(project, decision, call_id)
+        request = None if decision.label is not None else self._question(project, text, body.get("messages"))
+        if request is None:
+            model = SURROGATE_MODEL if decision.label is not None else None
+            await answer_json(exchange, _answer(decision, decision.label, model, body))
+            return
+        upstream = self.services.upstream_of(project)
+        found = Recognised(project, text if self.services.recogniser.flaw(text) is None else None)
+        call = Forwarded(call_id, found, decision, request, request.model, upstream)
+        outcome = await self._ask(exchange, call)
+        if outcome.copy is None:
+            raise UpstreamUnreachable(
+                f"The answer of upstream {upstream.name!r} broke off, or is too long for a label."
+            )
+        if outcome.status != 200:
+            content_type = dict(outcome.headers).get(b"content-type", JSON)
+            await send_bytes(exchange.send, outcome.status, content_type, bytes(outcome.copy), exchange.headers)
+            return
+        label = learn(self.services, call, outcome)
+        await answer_json(exchange, _answer(decision, label, request.model, body))
+
+    def _decide(self, project: str, text: str) -> Decision:
+        serving = self.services.registry.serving(project)
+        flaw = self.services.recogniser.flaw(text)
+        return decide(serving, text, self.metrics) if flaw is None else deferred(serving, flaw)
+
+    def _question(self, project: str, text: str, messages: Any) -> ChatRequest | None:
+        """The chat call that asks the teacher, or None where nobody is to be asked."""
+        settings = self.services.settings
+        asked = settings.projects[project]
+        if messages is None and asked.prompt is not None:
+            messages = [{"role": "system", "content": asked.prompt}, {"role": "user", "content": text}]
+        if messages is None or asked.teacher is None or settings.upstream_of(project) is None:
+            return None
+        return parse_chat(orjson.dumps({"model": asked.teacher, "messages": messages}))
+
+    async def _ask(self, exchange: Exchange, call: Forwarded) -> Outcome:
+        # Of the client's headers only its key belongs to the teacher's call: the body is ours.
+        key = [(name, value) for name, value in exchange.scope["headers"] if name == _AUTHORIZATION]
+        headers = [(b"content-type", JSON), (b"accept", JSON), *key]
+        asked = UpstreamCall("POST", PATH, b"", headers, call.request.raw)
+        return await forward(call.upstream, asked, Client(exchange.receive, _discard), [], self.metrics)
+
+
+def _answer(decision: Decision, label: str | None, model: str | None, body: dict[str, Any]) -> dict[str, Any]:
+    score = 0.0 if decision.accept_score is None else decision.accept_score
+    found = {"label": label, "decision": decision.word, "accept_score": score, "model": model}
+    if body.get("explain"):
+        found |= {"reason": decision.reason, "policy": decision.policy_version}
+    return found
+
+
+async def _discard(_: Message) -> None:
+    """A client that is answered in another shape than the teacher's."""

@@ -1,0 +1,67 @@
+"""`/health`, `/healthz`, `/readyz` and `/metrics`: what runs, for people, orchestrators and Prometheus."""
+
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway.asgi import PLAIN_HEADERS, send_bytes
+from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
+from gateway.registry import Serving
+
+
+class Liveness(Endpoint):
+    """`/healthz`: the event loop turns."""
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Answer."""
+        await answer_json(exchange, {"status": "ok"})
+
+
+class Readiness(Endpoint):
+    """`/readyz`: settings and policies have been read. Never asks the teacher or the store: their outage is no reason
+    to take every gateway out of service."""
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Answer; the socket opens only when everything has started."""
+        await answer_json(exchange, {"status": "ready"})
+
+
+class MetricsPage(Endpoint):
+    """`/metrics` in Prometheus text format."""
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Answer."""
+        page = generate_latest(self.metrics.registry)
+        await send_bytes(exchange.send, 200, CONTENT_TYPE_LATEST.encode(), page, PLAIN_HEADERS)
+
+
+class Health(Endpoint):
+    """`/health`: the default project in the keys of `tracer-llm`, and every project by name."""
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Answer."""
+        projects = {name: _describe(self.services.registry.serving(name)) for name in self.services.settings.projects}
+        default = self.services.settings.project_served()
+        shown: dict[str, Any] = {"status": "ok"}
+        if default is not None:
+            keys = ("method", "coverage", "teacher_agreement", "n_labels", "n_traces")
+            shown |= {key: projects[default][key] for key in keys}
+        await answer_json(exchange, shown | {"projects": projects})
+
+
+def _describe(serving: Serving) -> dict[str, Any]:
+    described: dict[str, Any] = {"state": serving.state, "policy": serving.version, "reason": serving.detail or None}
+    manifest = None if serving.policy is None else serving.policy.manifest
+    certificate = None if manifest is None else manifest.certificate
+    described |= {
+        "method": certificate and certificate.method,
+        "target": certificate and certificate.target,
+        "coverage": manifest and manifest.coverage_cal,
+        "teacher_agreement": certificate and certificate.teacher_agreement,
+        "teacher_agreement_lower": certificate and certificate.teacher_agreement_lower,
+        "n_labels": manifest.n_labels if manifest else 0,
+        "n_traces": manifest.n_traces if manifest else 0,
+    }
+    if certificate is not None and certificate.refused:
+        described["reason"] = certificate.reason
+    return described

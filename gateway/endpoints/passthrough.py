@@ -1,0 +1,37 @@
+"""Everything else under /v1/: relayed untouched, bodies streamed both ways."""
+
+from starlette.types import Scope
+
+from gateway.asgi import header
+from gateway.decide import Lane
+from gateway.endpoints.exchange import Endpoint, Exchange
+from gateway.errors import NotFound
+from gateway.relay import Client, forward
+from gateway.upstream import UpstreamCall
+
+
+class Passthrough(Endpoint):
+    """The ASGI endpoint, for every method."""
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Relay one call."""
+        self.metrics.requests.labels("", Lane.TEACHER, "").inc()
+        upstream = self.services.upstream_of(None)
+        scope = exchange.scope
+        client = Client(exchange.receive, exchange.send)
+        body = client.upload() if _has_body(scope) else b""
+        call = UpstreamCall(scope["method"], _path(scope), scope["query_string"], scope["headers"], body)
+        await forward(upstream, call, client, exchange.headers, self.metrics)
+
+
+def _path(scope: Scope) -> str:
+    """What follows /v1, as the client encoded it."""
+    if ".." in scope["path"].split("/"):
+        # The upstream's key must not open paths beside those it is configured for.
+        raise NotFound("The path holds '..'.")
+    raw: bytes = scope["raw_path"]
+    return "/" + raw.split(b"/", 2)[2].decode("latin-1")
+
+
+def _has_body(scope: Scope) -> bool:
+    return header(scope, b"content-length") not in (None, "0") or header(scope, b"transfer-encoding") is not None

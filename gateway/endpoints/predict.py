@@ -1,0 +1,117 @@
+"""`POST /predict` and `/predict_batch`: the decision server's calls, in the shapes of `tracer-llm`."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.asgi import new_id, tracer_headers
+from gateway.decide import Decision, decide, deferred
+from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
+from gateway.errors import InvalidRequest
+from gateway.registry import Serving
+from gateway.services import Services
+from gateway.wire import parse_object
+
+Value = str | NDArray[np.float32]
+
+# More rows than this take over a millisecond: they leave the event loop.
+_ROWS_ON_LOOP = 8
+
+
+class Predict(Endpoint):
+    """`{"embedding": [...]}` or `{"input": "..."}` -> `{"label", "decision", "accept_score", "stage"}`."""
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Answer one call."""
+        body = parse_object(await self.body(exchange))
+        project = project_of(self.services, exchange, body)
+        serving = self.services.registry.serving(project)
+        key, given = _one_of(body, "embedding", "input")
+        value = _text(given, key) if key == "input" else _rows([given], key, serving)[0]
+        decision = self._decide(serving, value)
+        self.count(project, decision)
+        exchange.headers = tracer_headers(project, decision, new_id())
+        score = 0.0 if decision.accept_score is None else decision.accept_score
+        answer = {"label": decision.label, "decision": decision.word, "accept_score": score, "stage": decision.stage}
+        await answer_json(exchange, answer)
+
+    def _decide(self, serving: Serving, value: Value) -> Decision:
+        flaw = self.services.recogniser.flaw(value) if isinstance(value, str) else None
+        return decide(serving, value, self.metrics) if flaw is None else deferred(serving, flaw)
+
+
+class PredictBatch(Predict):
+    """`{"embeddings": [[...]]}` or `{"inputs": [...]}` -> `{"labels", "decisions", "handled"}`."""
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Answer one call."""
+        body = parse_object(await self.body(exchange))
+        project = project_of(self.services, exchange, body)
+        serving = self.services.registry.serving(project)
+        key, given = _one_of(body, "embeddings", "inputs")
+        if type(given) is not list:
+            raise InvalidRequest(f"{key!r} should be an array.", param=key)
+        if len(given) > _ROWS_ON_LOOP:
+            decisions = await asyncio.to_thread(self._decide_all, serving, key, given)
+        else:
+            decisions = self._decide_all(serving, key, given)
+        for decision in decisions:
+            self.count(project, decision)
+        await answer_json(
+            exchange,
+            {
+                "labels": [decision.label for decision in decisions],
+                "decisions": [decision.word for decision in decisions],
+                "handled": [decision.label is not None for decision in decisions],
+            },
+        )
+
+    def _decide_all(self, serving: Serving, key: str, given: list[Any]) -> list[Decision]:
+        values: list[Value]
+        values = [_text(item, key) for item in given] if key == "inputs" else list(_rows(given, key, serving))
+        return [self._decide(serving, value) for value in values]
+
+
+def project_of(services: Services, exchange: Exchange, body: dict[str, Any]) -> str:
+    """The project a decision call is about: `project` in the body, the header, or the one served by default."""
+    named = body.get("project", exchange.project_header)
+    if named is None:
+        named = services.settings.project_served()
+        if named is None:
+            raise InvalidRequest("Several projects are served: name one as 'project'.", param="project")
+    if type(named) is not str:
+        raise InvalidRequest("'project' should be a string.", param="project")
+    return services.recogniser.named(named, "project")
+
+
+def _one_of(body: dict[str, Any], *keys: str) -> tuple[str, Any]:
+    given = [key for key in keys if body.get(key) is not None]
+    if len(given) != 1:
+        raise InvalidRequest(f"Give one of {' and '.join(map(repr, keys))}.", param=keys[0])
+    return given[0], body[given[0]]
+
+
+def _text(value: Any, key: str) -> str:
+    if type(value) is not str:
+        raise InvalidRequest(f"{key!r} should hold text.", param=key)
+    return value
+
+
+def _rows(given: list[Any], key: str, serving: Serving) -> NDArray[np.float32]:
+    """Embeddings of shape (n, d), checked against the served policy."""
+    policy = serving.policy
+    if policy is not None and policy.certified and policy.input_kind != "embedding":
+        raise InvalidRequest("The served policy reads text: give 'input', not an embedding.", param=key)
+    try:
+        rows = np.asarray(given, dtype=np.float32).reshape(len(given), -1)
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"{key!r} should hold numbers, equally many a row.", param=key) from None
+    if not np.isfinite(rows).all():
+        raise InvalidRequest(f"{key!r} should hold finite numbers.", param=key)
+    expected = None if policy is None else policy.embedding_dim
+    if len(given) and expected is not None and rows.shape[1] != expected:
+        message = f"Embedding dimension mismatch: the served policy reads {expected} numbers, found {rows.shape[1]}."
+        raise InvalidRequest(message, param=key)
+    return rows

@@ -1,0 +1,119 @@
+"""Everything the gateway raises on purpose, and the one mapping to an OpenAI error body. Imports nothing internal.
+
+GatewayError
+├── SettingsError          the configuration cannot be used
+├── ClientGone             the client left before its last byte; there is nobody to answer
+├── AnswerableError        has an HTTP answer in OpenAI error shape
+│   ├── InvalidRequest         400  the body is not what the path takes
+│   ├── UnknownProject         404  `tracer/<name>` or x-tracer-project names no project
+│   ├── NotFound               404  no such path
+│   ├── MethodNotAllowed       405
+│   ├── BodyTooLarge           413
+│   ├── InternalError          500  a fault of ours
+│   ├── UpstreamUnreachable    502  no answer: refused, unresolved, reset, not HTTP
+│   ├── NoUpstream             503  the call was deferred and there is nobody to forward it to
+│   └── UpstreamTimeout        504
+└── UpstreamBroken         the upstream's answer broke off after it had begun
+"""
+
+from typing import ClassVar
+
+import orjson
+
+
+class GatewayError(Exception):
+    """Base of every error raised by `gateway`."""
+
+
+class SettingsError(GatewayError):
+    """The configuration cannot be used; one line a problem, each with its dotted key."""
+
+
+class ClientGone(GatewayError):  # noqa: N818 - reads as the state it names
+    """The client left before its last byte."""
+
+
+class UpstreamBroken(GatewayError):  # noqa: N818
+    """The upstream's answer broke off after it had begun: no status of ours can be sent any more."""
+
+
+class AnswerableError(GatewayError):
+    """An error with an HTTP answer. `param` names the request field at fault, as OpenAI's errors do."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+    def body(self) -> bytes:
+        """The OpenAI error object as JSON."""
+        fields = {"message": str(self), "type": self.type, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": fields})
+
+
+class InvalidRequest(AnswerableError):  # noqa: N818
+    """The body is not what the path takes."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class UnknownProject(AnswerableError):  # noqa: N818
+    """A model `tracer/<name>` or a header names no configured project."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class NotFound(AnswerableError):  # noqa: N818
+    """No such path."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class MethodNotAllowed(AnswerableError):  # noqa: N818
+    """The path exists, not for this method."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(AnswerableError):  # noqa: N818
+    """The body is over `server.max_body_bytes`."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+
+
+class InternalError(AnswerableError):
+    """A fault of the gateway's own, caught at its border."""
+
+
+class UpstreamUnreachable(AnswerableError):  # noqa: N818
+    """The upstream gave no answer."""
+
+    status = 502
+    code = "upstream_unreachable"
+
+
+class NoUpstream(AnswerableError):  # noqa: N818
+    """The call was deferred and no upstream is configured."""
+
+    status = 503
+    code = "no_upstream"
+
+
+class UpstreamTimeout(AnswerableError):  # noqa: N818
+    """The upstream took longer than its timeouts to begin an answer."""
+
+    status = 504
+    code = "upstream_timeout"

@@ -1,0 +1,51 @@
+"""What the endpoints share: one of each for one gateway, built from the settings without opening anything."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.errors import NoUpstream
+from gateway.metrics import Metrics
+from gateway.providers import ProviderUpstream
+from gateway.recognise import Recogniser
+from gateway.registry import Registry
+from gateway.settings import Settings, api_key
+from gateway.trace_log import TraceLog
+from gateway.upstream import HttpUpstream, Upstream
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of one gateway."""
+
+    settings: Settings
+    metrics: Metrics
+    recogniser: Recogniser
+    registry: Registry
+    upstreams: Mapping[str, Upstream]
+    traces: TraceLog
+
+    def upstream_of(self, project: str | None) -> Upstream:
+        """Where a project's calls are forwarded to, or every other call (None). Raises NoUpstream."""
+        name = self.settings.upstream_of(project)
+        if name is None:
+            raise NoUpstream("The call was deferred and no upstream is configured to forward it to.")
+        return self.upstreams[name]
+
+
+def build_services(settings: Settings, environ: Mapping[str, str]) -> Services:
+    """The parts `settings` asks for; raises SettingsError where an API key's variable is missing."""
+    metrics = Metrics()
+    store = settings.store
+    return Services(
+        settings,
+        metrics,
+        Recogniser(settings),
+        Registry(settings, metrics),
+        {name: _upstream(settings, name, environ) for name in settings.upstreams},
+        TraceLog(store.url, store.spool, store.queue_size, metrics),
+    )
+
+
+def _upstream(settings: Settings, name: str, environ: Mapping[str, str]) -> Upstream:
+    kind = HttpUpstream if settings.upstreams[name].provider == "openai" else ProviderUpstream
+    return kind(name, settings.upstreams[name], api_key(settings, name, environ))

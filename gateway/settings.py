@@ -1,0 +1,245 @@
+"""The YAML file as frozen, validated values. An unknown key is an error that names it and what would be valid.
+
+`config.example.yaml` explains every setting; a test holds the two together.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from gateway.errors import SettingsError
+
+# Names appear in paths, headers and metric labels.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# `/v1/classify` would be read as a path of the API.
+_RESERVED = frozenset({"v1"})
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSettings(_Frozen):
+    """The socket and its limits."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    max_body_bytes: PositiveInt = 33_554_432
+    max_input_chars: PositiveInt = 16_384
+    keep_alive_timeout: PositiveInt = 75
+    shutdown_timeout: PositiveInt = 30
+    policy_poll_seconds: Seconds = 1.0
+    access_log: bool = False
+
+
+class StoreSettings(_Frozen):
+    """Where traces go."""
+
+    url: str = "sqlite:///.tracer/traces.db"
+    spool: Path = Path(".tracer/spool.jsonl")
+    queue_size: PositiveInt = 10_000
+
+
+class UpstreamSettings(_Frozen):
+    """One place to forward calls to. `base_url` is what one would give an OpenAI client, `/v1` included."""
+
+    provider: str = "openai"
+    base_url: str | None = None
+    api_key_env: str | None = None
+    training_allowed: bool = True
+    connect_timeout: Seconds = 10.0
+    read_timeout: Seconds = 600.0
+    max_connections: PositiveInt = 1_000
+
+    @field_validator("base_url")
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/\s?#]+[^\s?#]*$", value):
+            raise ValueError("should be http(s)://host[:port]/path, without a query")
+        return value
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.provider == "openai" and self.base_url is None:
+            raise ValueError("needs base_url, for example https://api.openai.com/v1")
+        return self
+
+
+class MatchSettings(_Frozen):
+    """How a call is recognised by its system prompt."""
+
+    system_prompt: Annotated[str, Field(min_length=1)]
+    mode: Literal["exact", "contains", "regex"] = "exact"
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        if self.mode == "regex":
+            try:
+                re.compile(self.system_prompt)
+            except re.error as error:
+                raise ValueError(f"system_prompt is not a regular expression: {error}") from error
+        return self
+
+
+class ProjectSettings(_Frozen):
+    """One recurring decision."""
+
+    policy: Path
+    upstream: str | None = None
+    teacher: str | None = None
+    match: MatchSettings | None = None
+    multi_turn: Literal["defer", "last_user_message"] = "defer"
+    prompt: str | None = None
+
+
+class Settings(_Frozen):
+    """The whole file."""
+
+    server: ServerSettings = ServerSettings()
+    store: StoreSettings = StoreSettings()
+    upstreams: Mapping[str, UpstreamSettings] = {}
+    default_upstream: str | None = None
+    projects: Mapping[str, ProjectSettings] = {}
+    default_project: str | None = None
+
+    @field_validator("upstreams", "projects")
+    @classmethod
+    def _names(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name in value:
+            if not _NAME.fullmatch(name) or name in _RESERVED:
+                raise ValueError(f"{name!r} cannot be a name: use letters, digits, '.', '_' and '-' (and not 'v1')")
+        return value
+
+    @model_validator(mode="after")
+    def _references(self) -> Self:
+        wanted: list[tuple[str, str | None, Mapping[str, Any]]] = [
+            ("default_upstream", self.default_upstream, self.upstreams)
+        ]
+        wanted += [(f"projects.{name}.upstream", p.upstream, self.upstreams) for name, p in self.projects.items()]
+        wanted += [("default_project", self.default_project, self.projects)]
+        for key, name, known in wanted:
+            if name is not None and name not in known:
+                raise ValueError(f"{key}: {name!r} is not configured; known: {_listed(known)}")
+        return self
+
+    def upstream_of(self, project: str | None) -> str | None:
+        """The upstream's name for a project's calls, or for everything else (None)."""
+        own = self.projects[project].upstream if project is not None else None
+        return own or self.default_upstream
+
+    def project_served(self) -> str | None:
+        """The project of a call that names none: `default_project`, or the only one there is."""
+        if self.default_project is None and len(self.projects) == 1:
+            return next(iter(self.projects))
+        return self.default_project
+
+
+def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
+    """Read, expand and validate a YAML file; raises SettingsError with one line a problem."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    try:
+        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML: {error}") from error
+    settings = build_settings({} if tree is None else tree, environ)
+    for name in settings.upstreams:
+        api_key(settings, name, environ)
+    return settings
+
+
+def build_settings(tree: Any, environ: Mapping[str, str]) -> Settings:
+    """Settings from a tree of plain values; `${NAME}` in a string is replaced by that variable of `environ`."""
+    if not isinstance(tree, dict):
+        raise SettingsError(f"the configuration should be a mapping of {_listed(Settings.model_fields)}")
+    try:
+        return Settings.model_validate(_expand(tree, (), environ))
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(details) for details in error.errors())) from error
+
+
+def api_key(settings: Settings, upstream: str, environ: Mapping[str, str]) -> str | None:
+    """The key an upstream is to be called with; None where the client's own travels."""
+    variable = settings.upstreams[upstream].api_key_env
+    if variable is None:
+        return None
+    if not environ.get(variable):
+        raise SettingsError(f"upstreams.{upstream}.api_key_env: the environment has no {variable}")
+    return environ[variable]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key given twice, which YAML would silently take the last of."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key_node.value!r} is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _expand(value: Any, key: tuple[str, ...], environ: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _expand(item, (*key, str(name)), environ) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, key, environ) for item in value]
+    if isinstance(value, str):
+        return _VARIABLE.sub(_looker(key, environ), value)
+    return value
+
+
+def _looker(key: tuple[str, ...], environ: Mapping[str, str]) -> Callable[[re.Match[str]], str]:
+    def look_up(match: re.Match[str]) -> str:
+        if match[1] not in environ:
+            raise SettingsError(f"{'.'.join(key)}: the environment has no {match[1]}")
+        return environ[match[1]]
+
+    return look_up
+
+
+def _explain(details: ErrorDetails) -> str:
+    # Values are left out on purpose: a key pasted into the wrong place must not reach a log.
+    location = [str(part) for part in details["loc"]]
+    key = ".".join(location)
+    if details["type"] == "extra_forbidden":
+        valid = _fields_at(location[:-1])
+        close = difflib.get_close_matches(location[-1], valid, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"{key}: unknown key; {hint}valid keys: {_listed(valid)}"
+    if details["type"] == "missing":
+        return f"{key}: is required"
+    message = details["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Settings
+    inside: dict[str, type[BaseModel]] = {
+        "server": ServerSettings,
+        "store": StoreSettings,
+        "upstreams": UpstreamSettings,
+        "projects": ProjectSettings,
+        "match": MatchSettings,
+    }
+    for part in location:
+        model = inside.get(part, model)
+    return list(model.model_fields)
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(names)) or "none"
