@@ -33,7 +33,9 @@ _HOMES = {
 _COMMANDS = {
     "gateway.cli": ("serve", "check-config"),
     "gateway.demo.cli": ("demo",),
-    "policies.cli": ("fit", "update", "evaluate", "report", "traces"),
+    "policies.cli": ("fit", "update"),
+    "policies.inspect_cli": ("evaluate", "report"),
+    "policies.traces_cli": ("traces",),
 }
 
 

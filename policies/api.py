@@ -1,14 +1,15 @@
 """Fit and update from files: what `tracer.fit` and `tracer.update` are, and what the commands call."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from policies.errors import FitError
+from policies.embeddings import read_embeddings
 from policies.fitting import FitResult, Progress, fit_policy, silent, update_policy
 from policies.settings import FitConfig
-from policies.traces import read_traces
+from policies.traces import TraceFile, read_traces
 
 
 def fit(
@@ -27,7 +28,8 @@ def fit(
     ExportError or ArtifactError.
     """
     found = read_traces(trace_path, skip_bad=skip_bad)
-    return fit_policy(found.traces, artifact_dir, config, _embeddings(trace_path, embeddings), progress)
+    result = fit_policy(found.traces, artifact_dir, config, _embeddings(trace_path, embeddings), progress)
+    return _with_skipped(result, found)
 
 
 def update(
@@ -44,15 +46,17 @@ def update(
     Raises what `fit` raises, and PolicyMissing or PolicyDamaged.
     """
     found = read_traces(new_trace_path, skip_bad=skip_bad)
-    return update_policy(found.traces, artifact_dir, config, _embeddings(new_trace_path, new_embeddings), progress)
+    result = update_policy(found.traces, artifact_dir, config, _embeddings(new_trace_path, new_embeddings), progress)
+    return _with_skipped(result, found)
 
 
-def read_embeddings(path: str | Path) -> NDArray[np.float32]:
-    """A matrix of embeddings from a .npy file; never unpickles. Raises FitError."""
-    try:
-        return np.asarray(np.load(path, allow_pickle=False), np.float32)
-    except (OSError, ValueError) as error:
-        raise FitError(f"{path}: not a .npy matrix of numbers ({error})") from error
+def _with_skipped(result: FitResult, found: TraceFile) -> FitResult:
+    notes = list(result.notes)
+    if found.skipped:
+        notes.append(f"{found.skipped} bad lines were skipped, the first: {found.problems[0]}")
+    if found.duplicates:
+        notes.append(f"{found.duplicates} traces repeated an id: the first of each counts")
+    return replace(result, notes=notes)
 
 
 def _embeddings(trace_path: str | Path, given: ArrayLike | None) -> NDArray[np.float32] | None:

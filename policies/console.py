@@ -1,14 +1,27 @@
-"""What every command prints to besides its result."""
+"""What the commands share: where they print, how they fail, and the options that several of them have."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
 
+import orjson
 import typer
 from rich.console import Console
 
 from policies.errors import PolicyError
 
 stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+# Labels and paths are data: nothing of a result is read as markup.
+stdout = Console(highlight=False, markup=False, soft_wrap=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Count bad lines and go on instead of stopping at the first.")
+]
+EmbeddingsFile = Annotated[Path | None, typer.Option(help="A .npy matrix, one row a trace.")]
+PolicyFolder = Annotated[Path, typer.Option(help="The policy folder.")]
 
 
 @contextmanager
@@ -19,3 +32,8 @@ def plain_errors() -> Iterator[None]:
     except (PolicyError, ValueError) as error:
         stderr.print(f"error: {error}", style="red")
         raise typer.Exit(1) from error
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from policies.artifact import Manifest, read_file, read_manifest
+from policies.console import stdout
 
 _SHOWN_LABELS = 15
 
@@ -22,19 +23,20 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     }
 
 
-def print_report(folder: str | Path, console: Console) -> None:
+def print_report(folder: str | Path) -> None:
     """Certificate, frontier and the least handled labels. Raises PolicyMissing or PolicyDamaged."""
     manifest = read_manifest(folder)
     frontier = orjson.loads(read_file(folder, manifest, "frontier"))
     report = orjson.loads(read_file(folder, manifest, "report"))
-    print_verdict(manifest, console)
+    print_verdict(manifest)
+    print_notes(manifest.certificate.notes)
     table = Table("target", "coverage", "agreement", "proved", title="Frontier: what each target would give")
     for row in frontier:
         cells: tuple[str, ...] = ("refused", "", "")
         if row["certified"]:
             cells = tuple(f"{row[key]:.3f}" for key in ("coverage", "teacher_agreement", "teacher_agreement_lower"))
         table.add_row(f"{row['target']:g}", *cells)
-    console.print(table)
+    stdout.print(table)
     labels = sorted(report["labels"], key=lambda row: row["handled_share"] or 0.0)
     shown = Table("label", "traces", "handled", "agreement when answered", title="Labels handled least")
     for row in labels[:_SHOWN_LABELS]:
@@ -44,23 +46,26 @@ def print_report(folder: str | Path, console: Console) -> None:
             f"{row['handled_share'] or 0.0:.2f}",
             "" if agreement is None else f"{agreement:.3f}",
         )
-        shown.add_row(row["label"], *cells)
+        shown.add_row(Text(row["label"]), *cells)
     if labels:
-        console.print(shown)
+        stdout.print(shown)
 
 
-def print_verdict(manifest: Manifest, console: Console) -> None:
+def print_verdict(manifest: Manifest) -> None:
     """The certificate in a few lines."""
     certificate = manifest.certificate
-    console.print(f"policy {manifest.version}: {manifest.n_traces} traces, {manifest.n_labels} labels", highlight=False)
+    stdout.print(f"policy {manifest.version}: {manifest.n_traces} traces, {manifest.n_labels} labels")
     if certificate.refused:
-        console.print(f"[bold yellow]refused[/]: {certificate.reason}", highlight=False)
+        stdout.print(f"refused: {certificate.reason}")
     else:
-        console.print(
-            f"[bold green]certified[/] ({certificate.method}): coverage {certificate.coverage:.3f}, agreement "
+        stdout.print(
+            f"certified ({certificate.method}): coverage {certificate.coverage:.3f}, agreement "
             f"{certificate.teacher_agreement:.4f}, proved {certificate.teacher_agreement_lower:.4f}",
-            highlight=False,
         )
-        console.print(certificate.statement, highlight=False)
-    for note in certificate.notes:
-        console.print(f"note: {note}", highlight=False)
+        stdout.print(certificate.statement)
+
+
+def print_notes(notes: list[str]) -> None:
+    """What goes with a verdict, a line each."""
+    for note in notes:
+        stdout.print(f"note: {note}")

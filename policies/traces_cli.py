@@ -17,7 +17,7 @@ from policies.store import Store
 from policies.traces import read_traces, to_line, to_seconds, write_traces
 from policies.types import StoredTrace, Trace
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(name="traces", help="Move traces in and out of the store.", no_args_is_help=True)
 
 _STDOUT = Path("-")
 _ROWS_AT_ONCE = 1000

@@ -16,13 +16,13 @@ _TOPICS = {
     "loan": "loan interest rate borrow mortgage repay credit term",
     "complaint": "complaint manager unhappy terrible service rude waiting angry",
 }
-_FILLER = "please can you i my the a with for on to want need help hello today about it is was there some".split()
+_FILLER = "please can you i my the a with for on to want need help hello today about it is was there some"
 
 LABELS = sorted(_TOPICS)
 
 
 def make_traces(n: int, *, seed: int = 0, noise: float = 0.0, blur: float = 0.25) -> list[Trace]:
-    """`n` distinct traces. `noise` is the share of labels drawn at random, `blur` that of words taken from another topic."""
+    """`n` distinct traces. `noise`: share of labels drawn at random; `blur`: of words from another topic."""
     generator = random.Random(seed)
     made: dict[str, Trace] = {}
     while len(made) < n:
@@ -30,7 +30,7 @@ def make_traces(n: int, *, seed: int = 0, noise: float = 0.0, blur: float = 0.25
         other = generator.choice(LABELS)
         words = [
             generator.choice(_TOPICS[other if generator.random() < blur else label].split()) for _ in range(3)
-        ] + generator.choices(_FILLER, k=generator.randint(2, 6))
+        ] + generator.choices(_FILLER.split(), k=generator.randint(2, 6))
         generator.shuffle(words)
         text = " ".join(words)
         said = generator.choice(LABELS) if generator.random() < noise else label

@@ -1,7 +1,5 @@
 """Decisions: the same one by one, in a batch, and in the fitted model; doubt always defers."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 

@@ -35,6 +35,7 @@ def test_the_quickstart_of_tracer_llm_runs_unchanged(workspace: Path, monkeypatc
     embedder = tracer.Embedder.from_callable(_embed)
     X = _embed([trace.input for trace in make_traces(900)])  # noqa: N806 - as the quickstart writes it
     result = tracer.fit("traces.jsonl", embeddings=X, config=tracer.FitConfig(target_teacher_agreement=0.85))
+    assert result.manifest.coverage_cal is not None
     assert result.manifest.coverage_cal > 0
     assert result.manifest.method in {"l2d", "global"}
     router = tracer.load_router(".tracer", embedder=embedder)
@@ -58,7 +59,7 @@ def test_text_needs_no_embedder_by_default(workspace: Path, tmp_path: Path) -> N
     assert router.predict_batch([])["labels"] == []
 
 
-def test_embeddings_beside_the_traces_are_found(workspace: Path, tmp_path: Path) -> None:
+def test_embeddings_beside_the_traces_are_found(tmp_path: Path) -> None:
     """`traces.npy` next to `traces.jsonl` is used, as users of tracer-llm expect."""
     traces = write(tmp_path / "traces.jsonl", make_traces(900))
     np.save(tmp_path / "traces.npy", _embed([trace.input for trace in make_traces(900)]))
@@ -102,7 +103,9 @@ def test_an_embedder_asks_an_http_endpoint() -> None:
     url = f"http://127.0.0.1:{server.server_port}/"
     try:
         single = tracer.Embedder.from_endpoint(url).embed(["a", "bbb"])
-        batch = tracer.Embedder.from_endpoint(url, batch_key="inputs", batch_output_key="embeddings").embed(["a", "bbb"])
+        batch = tracer.Embedder.from_endpoint(url, batch_key="inputs", batch_output_key="embeddings").embed(
+            ["a", "bbb"]
+        )
     finally:
         server.shutdown()
         server.server_close()
@@ -113,7 +116,7 @@ def test_an_embedder_asks_an_http_endpoint() -> None:
 def test_an_embedder_that_returns_the_wrong_number_of_rows_is_an_error() -> None:
     """A mismatch is caught where it happens."""
     with pytest.raises(ValueError, match="returned shape"):
-        tracer.Embedder.from_callable(lambda texts: np.zeros((1, 2))).embed(["a", "b"])
+        tracer.Embedder.from_callable(lambda _: np.zeros((1, 2))).embed(["a", "b"])
     with pytest.raises(ValueError, match="http"):
         tracer.Embedder.from_endpoint("file:///etc/hosts")
 

@@ -1,0 +1,16 @@
+"""Embeddings the user brings in a file."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.errors import FitError
+
+
+def read_embeddings(path: str | Path) -> NDArray[np.float32]:
+    """A matrix of embeddings from a .npy file; never unpickles. Raises FitError."""
+    try:
+        return np.asarray(np.load(path, allow_pickle=False), np.float32)
+    except (OSError, ValueError) as error:
+        raise FitError(f"{path}: not a .npy matrix of numbers ({error})") from error

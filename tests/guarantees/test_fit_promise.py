@@ -1,0 +1,53 @@
+"""The certificate's promise, end to end: many seeded fits, each judged on fresh calls (`make long-tests`)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policies.evaluation import evaluate
+from policies.fitting import fit_policy
+from policies.policy import Policy
+from policies.settings import FitConfig
+from tests.data import dataset
+from tests.traces_maker import make_traces
+
+pytestmark = pytest.mark.guarantee
+
+_DELTA = 0.10
+
+
+def _allowed(fits: int) -> float:
+    """The violation rate that a promise kept exactly would exceed in about one run of forty."""
+    return _DELTA + 2 * float(np.sqrt(_DELTA * (1 - _DELTA) / fits))
+
+
+@pytest.mark.parametrize("mode", ["strict", "refit"])
+def test_synthetic_traffic_keeps_the_promise(tmp_path: Path, mode: str) -> None:
+    """Of 60 fits on 600 traces, at most about one in ten falls below target on 4,000 calls of the same kind."""
+    calls = make_traces(4_000, seed=10_000, noise=0.03)
+    violations = certified = 0
+    for seed in range(60):
+        folder = tmp_path / str(seed)
+        config = FitConfig(0.90, mode=mode, seed=seed)
+        fit_policy(make_traces(600, seed=seed, noise=0.03), folder, config)
+        result = evaluate(Policy.load(folder), calls)
+        certified += result.n_handled > 0
+        violations += result.teacher_agreement is not None and result.teacher_agreement < 0.90
+    assert certified >= 50
+    assert violations / 60 <= _allowed(60)
+
+
+@pytest.mark.parametrize(("target", "n"), [(0.90, 1_000), (0.95, 3_000)])
+def test_resampled_banking77_keeps_the_promise(tmp_path: Path, target: float, n: int) -> None:
+    """Of 20 random splits of banking77, few fall below target on everything the fit did not see."""
+    traces, traffic = dataset("banking77")
+    pool = np.array([*traces, *traffic], dtype=object)
+    violations = 0
+    for seed in range(20):
+        order = np.random.default_rng(seed).permutation(len(pool))
+        folder = tmp_path / str(seed)
+        fit_policy(list(pool[order[:n]]), folder, FitConfig(target, seed=seed))
+        result = evaluate(Policy.load(folder), list(pool[order[n:]]))
+        violations += result.teacher_agreement is not None and result.teacher_agreement < target
+    assert violations / 20 <= _allowed(20)
