@@ -25,16 +25,16 @@ def _allowed(fits: int) -> float:
 @pytest.mark.parametrize("mode", ["strict", "refit"])
 def test_synthetic_traffic_keeps_the_promise(tmp_path: Path, mode: str) -> None:
     """Of 60 fits on 600 traces, at most about one in ten falls below target on 4,000 calls of the same kind."""
-    calls = make_traces(4_000, seed=10_000, noise=0.03)
+    calls = make_traces(4_000, seed=10_000, noise=0.03, blur=0.15)
     violations = certified = 0
     for seed in range(60):
         folder = tmp_path / str(seed)
         config = FitConfig(0.90, mode=mode, seed=seed)
-        fit_policy(make_traces(600, seed=seed, noise=0.03), folder, config)
+        fit_policy(make_traces(600, seed=seed, noise=0.03, blur=0.15), folder, config)
         result = evaluate(Policy.load(folder), calls)
         certified += result.n_handled > 0
         violations += result.teacher_agreement is not None and result.teacher_agreement < 0.90
-    assert certified >= 50
+    assert certified >= 30
     assert violations / 60 <= _allowed(60)
 
 
