@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from policies.artifact import Manifest, read_file, read_manifest, replace_file, write_version
 from policies.errors import ArtifactError, FitError
@@ -115,8 +116,10 @@ class _Candidate:
 def _candidate(traces: list[Trace], config: FitConfig, embeddings: Embeddings | None, progress: Progress) -> _Candidate:
     if embeddings is not None:
         embeddings = _checked_embeddings(embeddings, len(traces))
-    learned = learn(traces, config, embeddings, progress)
-    judged = judge(learned, config)
+    # The solver's matrices are small: more BLAS threads than one only spin, and starve a gateway on the same machine.
+    with threadpool_limits(1):
+        learned = learn(traces, config, embeddings, progress)
+        judged = judge(learned, config)
     certificate = judged.certificate
     contents = _records(traces, embeddings, judged)
     threshold = guard_threshold = None
