@@ -105,13 +105,15 @@ def _rows(given: list[Any], key: str, serving: Serving) -> NDArray[np.float32]:
     if policy is not None and policy.certified and policy.input_kind != "embedding":
         raise InvalidRequest("The served policy reads text: give 'input', not an embedding.", param=key)
     try:
-        rows = np.asarray(given, dtype=np.float32).reshape(len(given), -1)
+        rows = np.asarray(given, dtype=np.float32) if given else np.empty((0, 0), np.float32)
     except (TypeError, ValueError):
-        raise InvalidRequest(f"{key!r} should hold numbers, equally many a row.", param=key) from None
+        rows = np.empty(0, np.float32)
+    if rows.ndim != 2:
+        raise InvalidRequest(f"{key!r} should hold numbers, equally many a row.", param=key)
     if not np.isfinite(rows).all():
         raise InvalidRequest(f"{key!r} should hold finite numbers.", param=key)
     expected = None if policy is None else policy.embedding_dim
-    if len(given) and expected is not None and rows.shape[1] != expected:
+    if given and expected is not None and rows.shape[1] != expected:
         message = f"Embedding dimension mismatch: the served policy reads {expected} numbers, found {rows.shape[1]}."
         raise InvalidRequest(message, param=key)
     return rows
