@@ -18,7 +18,7 @@ from scipy.stats import beta, binom
 Agreement = NDArray[np.bool_]
 AcceptScores = NDArray[np.float64]
 
-_STEP = 0.01
+_STEP = 0.0025
 _MAIN_START = 0.20
 _MAIN_SHARE = 0.8
 # The smallest sample worth starting at passes with this many disagreements.
