@@ -18,8 +18,8 @@ from gateway.wire import ChatRequest, text_of
 from policies.types import Reason
 
 MODEL_PREFIX = "tracer/"
-# A label can be longer than this many tokens only where labels are sentences; those answers are not learned.
-_FEWEST_TOKENS = 32
+# Labels of more tokens than this are sentences, and those are not learned.
+_ENOUGH_TOKENS = 32
 _INSTRUCTION_ROLES = frozenset({"system", "developer"})
 _MESSAGE_KEYS = frozenset({"role", "content", "name"})
 _PROMPT_KEYS = ("tools", "functions", "tool_choice", "response_format", "reasoning_effort", "verbosity")
@@ -98,6 +98,13 @@ def read_input(request: ChatRequest, last_user_message: bool) -> tuple[str | Non
     return text, None
 
 
+def has_room(request: ChatRequest, label: str) -> bool:
+    """Whether the call's token limit surely leaves room for `label`: no token is shorter than a byte."""
+    limits = [request.body.get(key) for key in ("max_tokens", "max_completion_tokens")]
+    given = [limit for limit in limits if limit is not None]
+    return not given or min(given) >= min(_ENOUGH_TOKENS, len(label.encode("utf-8", "replace")))
+
+
 def instructions(messages: list[dict[str, Any]]) -> str:
     """The text of the leading system and developer messages, joined by newlines."""
     texts = []
@@ -168,8 +175,8 @@ def _object(value: Any) -> bool:
     return type(value) is dict
 
 
-def _room_for_a_label(value: Any) -> bool:
-    return type(value) is int and value >= _FEWEST_TOKENS
+def _limit(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _plain_text(value: Any) -> bool:
@@ -188,8 +195,8 @@ _ACCEPTED: Mapping[str, Callable[[Any], bool]] = {
     "stream": _flag,
     "stream_options": _object,
     "n": _one,
-    "max_tokens": _room_for_a_label,
-    "max_completion_tokens": _room_for_a_label,
+    "max_tokens": _limit,
+    "max_completion_tokens": _limit,
     "logprobs": _off,
     "store": _off,
     "response_format": _plain_text,

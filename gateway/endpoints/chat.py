@@ -9,10 +9,11 @@ from gateway.decide import Decision, Lane, decide, deferred
 from gateway.endpoints.exchange import Endpoint, Exchange
 from gateway.errors import AnswerableError, InvalidRequest
 from gateway.learn import Forwarded, learn
-from gateway.recognise import MODEL_PREFIX, Recognised
+from gateway.recognise import MODEL_PREFIX, Recognised, has_room
 from gateway.relay import Client, Outcome, forward
 from gateway.upstream import Upstream, UpstreamCall
 from gateway.wire import ChatRequest, parse_chat, with_model
+from policies.types import Reason
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Chat(Endpoint):
 
     async def _serve_project(self, exchange: Exchange, request: ChatRequest, found: Recognised) -> Lane:
         call_id = new_id()
-        decision = self._decide(found)
+        decision = self._decide(found, request)
         self.count(found.project, decision)
         exchange.headers = tracer_headers(found.project, decision, call_id)
         if decision.label is not None:
@@ -60,11 +61,14 @@ class Chat(Endpoint):
             logger.error("reading a call failed (%s); it is forwarded", type(error).__name__)
             return None
 
-    def _decide(self, found: Recognised) -> Decision:
+    def _decide(self, found: Recognised, request: ChatRequest) -> Decision:
         serving = self.services.registry.serving(found.project)
         if found.reason is not None:
             return deferred(serving, found.reason)
-        return decide(serving, found.text or "", self.metrics)
+        decision = decide(serving, found.text or "", self.metrics)
+        if decision.label is not None and not has_room(request, decision.label):
+            return deferred(serving, Reason.UNSUPPORTED)
+        return decision
 
     def _for_teacher(self, request: ChatRequest, project: str) -> tuple[str, bytes]:
         """The teacher's model name, and the body that asks for it."""

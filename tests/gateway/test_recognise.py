@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import UnknownProject
-from gateway.recognise import Recognised, Recogniser, instructions, prompt_fingerprint
+from gateway.recognise import Recognised, Recogniser, has_room, instructions, prompt_fingerprint
 from gateway.settings import build_settings
 from gateway.wire import ChatRequest, parse_chat
 from policies.types import Reason
@@ -128,7 +128,7 @@ HONOURED: dict[str, Any] = {
     "metadata": {"a": "b"},
     "stream": True,
     "n": 1,
-    "max_tokens": 64,
+    "max_tokens": 5,
     "max_completion_tokens": 32,
     "logprobs": False,
     "store": False,
@@ -169,8 +169,8 @@ def test_parameters_that_cannot_change_a_label_are_honoured(key: str) -> None:
         {"response_format": {"type": "json_schema", "json_schema": {}}},
         {"modalities": ["text", "audio"]},
         {"audio": {"voice": "alloy"}},
-        {"max_tokens": 5},
-        {"max_completion_tokens": 31},
+        {"max_tokens": 0},
+        {"max_completion_tokens": -1},
         {"max_tokens": "64"},
         {"stop": ["\n"]},
         {"store": True},
@@ -186,6 +186,23 @@ def test_parameters_that_cannot_change_a_label_are_honoured(key: str) -> None:
 def test_parameters_a_label_cannot_honour_defer(fields: dict[str, Any]) -> None:
     """So does one that does not exist yet, and one of a wrong type: the teacher knows what to say."""
     assert _found(_request(**fields)) == Recognised("bank", None, Reason.UNSUPPORTED)
+
+
+@pytest.mark.parametrize(
+    ("fields", "label", "fits"),
+    [
+        ({}, "x" * 500, True),
+        ({"max_tokens": 6}, "refund", True),
+        ({"max_tokens": 5}, "refund", False),
+        ({"max_completion_tokens": 5, "max_tokens": 500}, "refund", False),
+        ({"max_completion_tokens": 32}, "x" * 500, True),
+        ({"max_tokens": 3}, "é", True),
+        ({"max_tokens": 1}, "é", False),
+    ],
+)
+def test_a_label_that_a_token_limit_could_cut_does_not_fit(fields: dict[str, Any], label: str, fits: bool) -> None:
+    """A token is at least a byte, so a limit of as many tokens is enough; so are 32 tokens for any label."""
+    assert has_room(_request(**fields), label) is fits
 
 
 def test_stream_options_are_honoured_in_a_stream() -> None:
