@@ -1,37 +1,35 @@
 """The whole loop on real input: banking77 arrives as live calls, and the gateway learns as it forwards them.
 
-    python -m bench.flywheel [--out bench/results/flywheel.json]
+python bench/flywheel.py [--out FILE]
 
 `traces.jsonl` is sent in file order through the official `openai` client. The teacher is a scripted server that answers
 the recorded label after 20 ms. There is no policy at the start; after every 2,000 calls the traces are exported and the
 policy is fitted, later updated, while the gateway runs. Coverage and agreement are those of the calls actually made.
-At the end `tracer evaluate` judges the last policy on `traffic.jsonl`. The data are read from TRACER_DATA, or from
-../shared/data.
+At the end `tracer evaluate` judges the last policy on `traffic.jsonl`. Prints a Markdown table and writes the figures
+as JSON with machine and versions. Exits with 1 where a call failed or agreement fell below the target.
 """
 
+import argparse
+import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import orjson
-import typer
 from rich.console import Console
-from rich.table import Table
 
 from bench.stamp import stamp
 from gateway.demo import days, driver, processes
 from gateway.demo.days import Day
 from gateway.demo.show import Screen
-from gateway.demo.stack import Learned, Stack, Task
+from gateway.demo.stack import Stack, Task
 from gateway.demo.workload import Message
 from policies.traces import read_traces
 
-DATA = Path(os.environ.get("TRACER_DATA", "../shared/data")) / "banking77"
+DATA = Path(os.environ.get("TRACER_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data")) / "banking77"
 SYSTEM_PROMPT = "You sort messages to a bank. Answer with the name of one intent and nothing else."
 CALLS_A_DAY = 2_000
 TEACHER_SECONDS = 0.02
@@ -39,15 +37,34 @@ TARGET = 0.95
 CONCURRENCY = 32
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="Where the result goes.")] = Path("bench/results/flywheel.json"),
-    limit: Annotated[int, typer.Option(help="Send only the first so many calls.")] = sys.maxsize,
-) -> None:
-    """Run the flywheel, print a table and write the result."""
-    console = Console()
-    screen = Screen(console)
+def main() -> None:
+    """Run the flywheel, print the table and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if not DATA.is_dir():
+        sys.exit(f"no data set in TRACER_DATA ({DATA})")
     started = time.monotonic()
-    traces = read_traces(DATA / "traces.jsonl").traces[:limit]
+    with tempfile.TemporaryDirectory(prefix="tracer-flywheel-") as folder:
+        seen, verdicts, evaluation = measure(Path(folder), Screen(Console(stderr=True)))
+    print_table(seen, evaluation)
+    seconds = round(time.monotonic() - started, 1)
+    where = stamp()
+    print(f"\n{where['cpu']}, {where['cores']} cores, Python {where['python']}, commit {(where['commit'] or '?')[:12]}")
+    if arguments.out is not None:
+        conditions = {"target": TARGET, "calls_a_day": CALLS_A_DAY, "concurrency": CONCURRENCY, "seconds": seconds}
+        rows = {"days": [as_row(day) for day in seen], "learned": verdicts, "traffic": evaluation}
+        result = {"stamp": where, "teacher_ms": TEACHER_SECONDS * 1e3, **conditions, **rows}
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    found = days.faults(seen, TARGET)
+    for fault in found:
+        print(f"DID NOT HOLD: {fault}")
+    sys.exit(1 if found else 0)
+
+
+def measure(folder: Path, screen: Screen) -> tuple[list[Day], list[dict[str, Any]], dict[str, Any]]:
+    """Every day's figures, the verdict after each, and `tracer evaluate` of the last policy on the traffic."""
+    traces = read_traces(DATA / "traces.jsonl").traces
     messages = [Message(trace.input, trace.teacher) for trace in traces]
     task = Task(
         project="banking77",
@@ -56,49 +73,11 @@ def main(
         target=TARGET,
         median=TEACHER_SECONDS,
     )
-    with tempfile.TemporaryDirectory(prefix="tracer-flywheel-") as folder:
-        with Stack(task, Path(folder), on_command=screen.command) as stack:
-            seen, verdicts = run_days(stack, messages, screen)
-        evaluation = evaluate(stack.policy)
-    result = {
-        "stamp": stamp(),
-        "data": "banking77",
-        "calls": len(messages),
-        "target": TARGET,
-        "concurrency": CONCURRENCY,
-        "teacher_ms": TEACHER_SECONDS * 1e3,
-        "days": [as_row(day) for day in seen],
-        "learned": [{key: verdict.get(key) for key in VERDICT_KEYS} for verdict in verdicts],
-        "evaluate_on_traffic": evaluation,
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
-    print_table(console, seen, evaluation)
-    console.print(f"{out}: {result['seconds']} s", highlight=False)
-    found = days.faults(seen, TARGET)
-    for fault in found:
-        console.print(f"DID NOT HOLD: {fault}", style="red", highlight=False)
-    raise typer.Exit(1 if found else 0)
-
-
-VERDICT_KEYS = (
-    "refused",
-    "reason",
-    "coverage",
-    "teacher_agreement",
-    "teacher_agreement_lower",
-    "n_traces",
-    "n_labels",
-    "seconds",
-    "replaced",
-)
-
-
-def day_bounds(n: int) -> list[tuple[int, int]]:
-    """First and last-but-one call of each day; a short rest belongs to the last day."""
-    starts = [day * CALLS_A_DAY for day in range(max(1, round(n / CALLS_A_DAY)))]
-    return list(zip(starts, [*starts[1:], n], strict=True))
+    with Stack(task, folder, on_command=screen.command) as stack:
+        seen, verdicts = run_days(stack, messages, screen)
+    traffic, policy = str(DATA / "traffic.jsonl"), str(stack.policy)
+    argv = [sys.executable, "-m", "tracer", "evaluate", traffic, "--policy", policy, "--json"]
+    return seen, verdicts, json.loads(processes.run(argv))
 
 
 def run_days(stack: Stack, messages: Sequence[Message], screen: Screen) -> tuple[list[Day], list[dict[str, Any]]]:
@@ -113,43 +92,44 @@ def run_days(stack: Stack, messages: Sequence[Message], screen: Screen) -> tuple
             calls = driver.drive(application, today, on_call)
         seen.append(days.summarise(number, calls, application.system_prompt))
         forwarded += sum(call.forwarded for call in calls)
-        learned: Learned = stack.learn(forwarded)
+        learned = stack.learn(forwarded)
         screen.learned(learned)
-        verdicts.append(dict(learned.verdict))
+        verdicts.append({key: value for key, value in learned.verdict.items() if key != "policy"})
     return seen, verdicts
 
 
-def evaluate(policy: Path) -> dict[str, Any]:
-    """What `tracer evaluate` says of the last policy on traffic that never went through the gateway."""
-    traffic = str(DATA / "traffic.jsonl")
-    argv = [sys.executable, "-m", "tracer", "evaluate", traffic, "--policy", str(policy), "--json"]
-    found: dict[str, Any] = orjson.loads(processes.run(argv))
-    return found
+def day_bounds(n: int) -> list[tuple[int, int]]:
+    """First call of each day and of the next; a short rest belongs to the last day."""
+    starts = [day * CALLS_A_DAY for day in range(max(1, round(n / CALLS_A_DAY)))]
+    return list(zip(starts, [*starts[1:], n], strict=True))
 
 
 def as_row(day: Day) -> dict[str, Any]:
-    """The figures of a day that mean something here: the teacher's price and the one-by-one times do not."""
-    row = asdict(day)
-    kept = {key: row[key] for key in ("number", "calls", "failed", "handled", "agreed", "forwarded_seconds")}
-    return {**kept, "coverage": round(day.coverage, 4), "agreement": day.agreement and round(day.agreement, 4)}
+    """The figures of a day that mean something here: the teacher's price and the calls' times do not."""
+    return {
+        "day": day.number,
+        "calls": day.calls,
+        "failed": len(day.failures),
+        "handled": day.handled,
+        "agreed": day.agreed,
+        "coverage": round(day.coverage, 4),
+        "agreement": None if day.agreement is None else round(day.agreement, 4),
+    }
 
 
-def print_table(console: Console, seen: Sequence[Day], evaluation: dict[str, Any]) -> None:
+def print_table(seen: Sequence[Day], evaluation: dict[str, Any]) -> None:
     """A row a day, and one for the traffic at the end."""
-    table = Table("day", "calls", "handled", "coverage", "agreement", title="banking77 as live calls")
+    print("| day | calls | handled | coverage | agreement on handled calls |")
+    print("|---|---|---|---|---|")
     for day in seen:
-        agreement = "" if day.agreement is None else f"{day.agreement:.4f}"
-        table.add_row(str(day.number), str(day.calls), str(day.handled), f"{day.coverage:.3f}", agreement)
-    last = evaluation["teacher_agreement"]
-    table.add_row(
-        "traffic",
-        str(evaluation["n"]),
-        str(evaluation["n_handled"]),
-        f"{evaluation['coverage']:.3f}",
-        "" if last is None else f"{last:.4f}",
-    )
-    console.print(table)
+        print(_row(str(day.number), day.calls, day.handled, day.coverage, day.agreement))
+    n, handled, coverage = (evaluation[key] for key in ("n", "n_handled", "coverage"))
+    print(_row("`traffic.jsonl`, after day " + str(len(seen)), n, handled, coverage, evaluation["teacher_agreement"]))
+
+
+def _row(name: str, calls: int, handled: int, coverage: float, agreement: float | None) -> str:
+    return f"| {name} | {calls:,} | {handled:,} | {coverage:.3f} | {'' if agreement is None else f'{agreement:.4f}'} |"
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

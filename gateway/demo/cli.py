@@ -22,7 +22,7 @@ _INTERRUPTED = 130
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(help="Fixes the messages and the teacher.")] = 7,
-    calls_per_day: Annotated[int, typer.Option(min=20, max=2_000, help="Calls a day, for four days.")] = 1_500,
+    calls_per_day: Annotated[int, typer.Option(min=20, max=4_000, help="Calls a day, for four days.")] = 2_000,
     target: Annotated[float, typer.Option(min=0.5, max=0.99, help="Agreement to prove on handled calls.")] = 0.95,
     keep: Annotated[
         Path | None, typer.Option(help="Keep configuration, traces, policy and logs in this folder.")
@@ -33,8 +33,8 @@ def demo(
     Exits with 1 where a call failed, agreement fell below the target, or nothing was certified.
     """
     screen = Screen(Console())
-    # `kill` is to end the children too, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # `kill` is to end the children too: it takes the way of Ctrl-C, which a running event loop knows how to go.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="tracer-demo-") as temporary:

@@ -13,16 +13,28 @@ ALARM = 0.001
 
 
 @dataclass(frozen=True, slots=True)
-class Day:
-    """What the application saw on one day. Times are medians in seconds, None where there was no such call.
+class Timings:
+    """Seconds of single calls, taken where no call waits for another: a busy client would measure its own queue.
 
-    `handled_alone` and `handled_bare` are medians of handled calls sent one by one: through the client, and over a bare
-    socket. `cost` is what the teacher billed; `cost_without` what it would have billed for every call.
+    `forwarded` calls with a few in flight; `alone` and `bare` handled calls one by one, through the client and over a
+    bare socket.
+    """
+
+    forwarded: tuple[float, ...] = ()
+    alone: tuple[float, ...] = ()
+    bare: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """What the application saw on one day. Times are the medians of `Timings`, None where there was no such call.
+
+    `cost` is what the teacher billed; `cost_without` what it would have billed for every call.
     """
 
     number: int
     calls: int
-    failed: int
+    failures: tuple[str, ...]
     handled: int
     agreed: int
     forwarded_seconds: float | None
@@ -42,21 +54,19 @@ class Day:
         return self.agreed / self.handled if self.handled else None
 
 
-def summarise(
-    number: int, calls: Sequence[Call], system_prompt: str, alone: Sequence[float] = (), bare: Sequence[float] = ()
-) -> Day:
-    """The figures of one day. `alone` and `bare` are times in seconds of handled calls sent one by one."""
+def summarise(number: int, calls: Sequence[Call], system_prompt: str, timings: Timings | None = None) -> Day:
+    """The figures of one day."""
     handled = [call for call in calls if call.handled]
-    forwarded = [call.seconds for call in calls if call.forwarded]
+    timings = timings or Timings()
     return Day(
         number=number,
         calls=len(calls),
-        failed=sum(call.error is not None for call in calls),
+        failures=tuple(call.error for call in calls if call.error is not None),
         handled=len(handled),
         agreed=sum(call.agrees for call in handled),
-        forwarded_seconds=median(forwarded) if forwarded else None,
-        handled_alone=median(alone) if alone else None,
-        handled_bare=median(bare) if bare else None,
+        forwarded_seconds=_median(timings.forwarded),
+        handled_alone=_median(timings.alone),
+        handled_bare=_median(timings.bare),
         cost=sum(costs.dollars(call.usage) for call in calls),
         cost_without=sum(
             costs.dollars(costs.estimate([system_prompt, call.message.text], call.message.label)) for call in calls
@@ -67,9 +77,9 @@ def summarise(
 def faults(days: Sequence[Day], target: float) -> list[str]:
     """What did not hold over the days, a sentence each; empty where everything did."""
     found = []
-    failed = sum(day.failed for day in days)
-    if failed:
-        found.append(f"{failed} calls failed")
+    failures = [failure for day in days for failure in day.failures]
+    if failures:
+        found.append(f"{len(failures)} calls failed, the first with: {failures[0]}")
     handled, agreed = sum(day.handled for day in days), sum(day.agreed for day in days)
     if not handled:
         found.append("no policy was certified, so no call was handled: more calls a day or a lower target would help")
@@ -87,3 +97,7 @@ def binomial_tail(n: int, wrong: int, rate: float) -> float:
         for k in range(wrong, n + 1)
     )
     return min(1.0, sum(terms))
+
+
+def _median(seconds: Sequence[float]) -> float | None:
+    return median(seconds) if seconds else None

@@ -118,7 +118,7 @@ def _mistype(text: str, rng: Random) -> str:
 
 def _cased(text: str, register: Register, rng: Random) -> str:
     if rng.random() < register.bare:
-        text = text.rstrip("?.!,")
+        text = text.rstrip("?.!,") or text
         if rng.random() < 0.5:
             text = text.replace(",", "").replace("'", "")
     elif text[-1].isalnum():

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -76,7 +77,8 @@ class Screen:
 
     def table(self, days: Sequence[Day]) -> None:
         """A row a day."""
-        table = Table(title="Measured on the calls, day by day (synthetic traffic, scripted teacher)", show_footer=True)
+        title = "Measured on the calls, day by day (synthetic traffic, scripted teacher)"
+        table = Table(title=title, box=box.SIMPLE, show_footer=True)
         total = sum(day.calls for day in days)
         handled, agreed = sum(day.handled for day in days), sum(day.agreed for day in days)
         for name, footer in (
@@ -84,12 +86,12 @@ class Screen:
             ("calls", f"{total:,}"),
             ("coverage", _percent(handled / total if total else None)),
             ("agreement", _percent(agreed / handled if handled else None)),
-            ("p50 handled", ""),
-            ("p50 forwarded", ""),
-            ("cost", f"${sum(day.cost for day in days):.3f}"),
-            ("without", f"${sum(day.cost_without for day in days):.3f}"),
+            ("p50\nhandled", ""),
+            ("p50\nforwarded", ""),
+            ("cost with", f"${sum(day.cost for day in days):.3f}"),
+            ("cost without", f"${sum(day.cost_without for day in days):.3f}"),
         ):
-            table.add_column(name, footer=footer, justify="right")
+            table.add_column(name, footer=footer, justify="right", no_wrap=True)
         for day in days:
             table.add_row(
                 str(day.number),
@@ -114,7 +116,7 @@ class Screen:
                 "p50 handled: one call at a time through the openai client; the same calls over a bare socket take "
                 f"{_milliseconds(last.handled_bare)}, the rest is the client's own work"
             )
-        self.say("p50 forwarded: what the client saw under load; the teacher's latency is made up")
+        self.say("p50 forwarded: a few calls in flight; nearly all of it is the teacher's latency, which is made up")
         self.say(
             f"cost: assumes the {price.name}, ${price.prompt:.2f} and ${price.completion:.2f} for a million prompt and "
             f"answer tokens, {costs.CHARS_PER_TOKEN} characters to a token"
@@ -131,7 +133,7 @@ class Screen:
         self._block(exchange.answer)
 
     def _block(self, text: str) -> None:
-        self.say(textwrap.indent(textwrap.fill(text, 110, break_on_hyphens=False), "    "))
+        self.say(textwrap.indent(text, "    "))
 
     def _lines(self, number: int, calls: int) -> Callable[[Call], None]:
         seen = handled = 0

@@ -8,7 +8,7 @@ application -> gateway (`tracer serve`) -> scripted teacher
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +110,7 @@ class Stack:
             argv = ["fit", str(traces), "--target", f"{self.task.target:g}", "--out", str(self.policy)]
         else:
             argv = ["update", str(traces), "--policy", str(self.policy)]
-        verdict = orjson.loads(self._tracer(*argv, "--json"))
+        verdict = orjson.loads(self._tracer(*argv, json=True))
         self._wait_for_pick_up()
         return Learned(self._shown(argv), verdict)
 
@@ -123,11 +123,11 @@ class Stack:
             _PICK_UP_SECONDS,
         )
 
-    def _tracer(self, *arguments: str) -> str:
+    def _tracer(self, *arguments: str, json: bool = False) -> str:
         self._on_command(self._shown(arguments))
-        return processes.run([sys.executable, "-m", "tracer", *arguments])
+        return processes.run([sys.executable, "-m", "tracer", *arguments, *(["--json"] if json else [])])
 
-    def _shown(self, arguments: tuple[str, ...] | list[str]) -> str:
+    def _shown(self, arguments: Sequence[str]) -> str:
         return "tracer " + shlex.join(argument.replace(f"{self.folder}/", "") for argument in arguments)
 
     def _metric(self, name: str, labels: Mapping[str, str] | None = None) -> float:

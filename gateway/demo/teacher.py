@@ -88,7 +88,15 @@ def serve(
 ) -> None:
     """Serve until SIGTERM."""
     teacher = Teacher(Script(read_script(script), median, spread))
-    uvicorn.run(teacher, host="127.0.0.1", port=port, lifespan="off", log_level="warning", access_log=False)
+    uvicorn.run(
+        teacher,
+        host="127.0.0.1",
+        port=port,
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=75,  # providers keep idle connections for a minute or more
+    )
 
 
 async def _read(receive: Receive) -> bytes:

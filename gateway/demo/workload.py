@@ -24,7 +24,7 @@ TWO_WISHES = 0.015  # share of messages that ask for two things at once
 SECOND_WISH_NAMED = 0.2  # how often the teacher then names the second
 TEACHER_SLIPS = 0.006  # share of messages on which the teacher is plainly wrong
 SAME_SKELETON = 4  # how often one wording may come back with other fillings
-ATTEMPTS = 400
+ATTEMPTS = 60
 
 _INTENT_FILES = ("cards", "payments", "transfers", "account")
 _NOT_LETTERS = re.compile(r"[^a-z]+")

@@ -4,7 +4,7 @@ import pytest
 
 from gateway.demo import days
 from gateway.demo.costs import Usage
-from gateway.demo.days import Day
+from gateway.demo.days import Day, Timings
 from gateway.demo.driver import Call
 from gateway.demo.workload import Message
 
@@ -15,11 +15,11 @@ def _call(label: str | None, lane: str, seconds: float = 0.1, usage: Usage | Non
 
 
 def _day(handled: int, agreed: int, failed: int = 0) -> Day:
-    return Day(1, 1_000, failed, handled, agreed, 0.3, 0.002, 0.001, 0.1, 0.2)
+    return Day(1, 1_000, ("connection reset",) * failed, handled, agreed, 0.3, 0.002, 0.001, 0.1, 0.2)
 
 
 def test_summary_of_a_day() -> None:
-    """Coverage counts handled calls, agreement is among them, the forwarded median leaves failed calls out."""
+    """Coverage counts handled calls, agreement is among them, a failed call counts as a call, times are medians."""
     calls = [
         _call("right", "surrogate", 0.001),
         _call("wrong", "surrogate", 0.001),
@@ -27,8 +27,8 @@ def test_summary_of_a_day() -> None:
         _call("right", "teacher", 0.5),
         _call(None, "", 60.0),
     ]
-    day = days.summarise(1, calls, "prompt", alone=[0.002, 0.004, 0.003], bare=[0.001])
-    assert (day.calls, day.failed, day.handled, day.agreed) == (5, 1, 2, 1)
+    day = days.summarise(1, calls, "prompt", Timings((0.3, 0.5), (0.002, 0.004, 0.003), (0.001,)))
+    assert (day.calls, day.failures, day.handled, day.agreed) == (5, ("refused",), 2, 1)
     assert day.coverage == pytest.approx(0.4)
     assert day.agreement == pytest.approx(0.5)
     assert day.forwarded_seconds == pytest.approx(0.4)
@@ -54,7 +54,7 @@ def test_nothing_to_complain_about() -> None:
     [
         ([_day(600, 540)], "below the target"),
         ([_day(0, 0)], "no policy was certified"),
-        ([_day(600, 590, failed=3)], "3 calls failed"),
+        ([_day(600, 590, failed=3)], "3 calls failed, the first with: connection reset"),
     ],
 )
 def test_what_does_not_hold(seen: list[Day], fault: str) -> None:
