@@ -36,7 +36,7 @@ def serve(
     teacher: Annotated[str | None, typer.Option(help="Model to ask where a call's model is tracer/<project>.")] = None,
 ) -> None:
     """Answer calls a policy is certified for, and forward the rest."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _log_to_stderr()
     try:
         if config is not None:
             _refuse_beside_config(policy, upstream, project, teacher)
@@ -58,6 +58,12 @@ def check_config(file: Annotated[Path, typer.Argument(help="The YAML file to che
     except SettingsError as error:
         _fail(str(error))
     typer.echo(f"{file}: valid; {len(settings.projects)} projects, {len(settings.upstreams)} upstreams")
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("alembic", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _tree(policy: Path | None, upstream: str | None, project: str, teacher: str | None) -> dict[str, Any]:
@@ -144,7 +150,7 @@ def _banner(services: Services, host: str, port: int) -> str:
             lines.append(f"    {serving.detail}")
     for name, upstream_settings in settings.upstreams.items():
         lines.append(f"  upstream {name}: {upstream_settings.base_url or upstream_settings.provider}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "ready"])
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -6,8 +6,8 @@ litellm's price list from the network.
 
 import asyncio
 import importlib
+import logging
 import os
-from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
@@ -70,15 +70,34 @@ class ProviderUpstream:
                 timeout=self._settings.read_timeout,
                 max_retries=0,
             )
-        except self._litellm.exceptions.Timeout as error:
-            raise UpstreamTimeout(f"The upstream {self.name!r} did not answer in time.") from error
-        except self._litellm.exceptions.APIConnectionError as error:
-            raise UpstreamUnreachable(f"The upstream {self.name!r} could not be reached.") from error
-        except self._litellm.exceptions.OpenAIError as error:
-            return _refusal(error)
+        except Exception as error:  # noqa: BLE001 - litellm lets its providers' own exceptions through beside its own
+            return self._refusal(error)
         if body.get("stream"):
             return _StreamAnswer(answer)
         return _WholeAnswer(200, [_JSON], answer.model_dump_json().encode())
+
+    def _refusal(self, error: Exception) -> UpstreamAnswer:
+        """The provider's own status and message in OpenAI's shape; raises where it gave none."""
+        if isinstance(error, self._litellm.exceptions.Timeout):
+            raise UpstreamTimeout(f"The upstream {self.name!r} did not answer in time.") from error
+        status = getattr(error, "status_code", None)
+        if (
+            not isinstance(status, int)
+            or status < 400
+            or isinstance(error, self._litellm.exceptions.APIConnectionError)
+        ):
+            raise UpstreamUnreachable(f"The upstream {self.name!r} gave no answer ({type(error).__name__}).") from error
+        fields = {
+            "message": str(getattr(error, "message", error)),
+            "type": getattr(error, "type", None) or ("invalid_request_error" if status < 500 else "server_error"),
+            "param": getattr(error, "param", None),
+            "code": getattr(error, "code", None),
+        }
+        headers = [_JSON]
+        given = getattr(error, "litellm_response_headers", None) or {}
+        if retry_after := given.get("retry-after"):
+            headers.append((b"retry-after", str(retry_after).encode("latin-1")))
+        return _WholeAnswer(status, headers, orjson.dumps({"error": fields}, default=str))
 
 
 class _WholeAnswer:
@@ -96,7 +115,7 @@ class _WholeAnswer:
 
 
 class _StreamAnswer:
-    def __init__(self, chunks: AsyncIterator[Any]) -> None:
+    def __init__(self, chunks: Any) -> None:
         self.status = 200
         self.headers = [_EVENTS, (b"cache-control", b"no-cache")]
         self._chunks = chunks
@@ -109,6 +128,9 @@ class _StreamAnswer:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
             self._ended = True
+            # litellm says "stop" where a provider's stream just ended; a label cut short must not look whole.
+            if not (self._chunks.received_finish_reason or self._chunks.intermittent_finish_reason):
+                raise UpstreamBroken("the answer ended without a finish reason") from None
             return b"data: [DONE]\n\n"
         except Exception as error:  # litellm lets whatever its providers raise through in mid-stream
             raise UpstreamBroken(f"the answer broke off ({type(error).__name__})") from error
@@ -116,10 +138,8 @@ class _StreamAnswer:
         return f"data: {event}\n\n".encode()
 
     async def close(self) -> None:
-        # The wrapper has no close of its own; the provider's stream under it does.
-        close = getattr(getattr(self._chunks, "completion_stream", None), "aclose", None)
-        if not self._ended and close is not None:
-            await close()
+        if not self._ended:
+            await self._chunks.aclose()
 
 
 def _import_litellm() -> Any:
@@ -127,6 +147,9 @@ def _import_litellm() -> Any:
     litellm: Any = importlib.import_module("litellm")
     litellm.suppress_debug_info = True
     litellm.telemetry = False
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
+        # It logs a line a call, and whole requests where one fails.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return litellm
 
 
@@ -135,18 +158,3 @@ def _bearer(call: UpstreamCall) -> str | None:
     given = next((value.decode("latin-1") for name, value in call.headers if name == b"authorization"), "")
     scheme, _, key = given.partition(" ")
     return key.strip() if scheme.lower() == "bearer" and key.strip() else None
-
-
-def _refusal(error: Any) -> UpstreamAnswer:
-    status = int(getattr(error, "status_code", None) or 500)
-    fields = {
-        "message": str(getattr(error, "message", error)),
-        "type": getattr(error, "type", None) or ("invalid_request_error" if status < 500 else "server_error"),
-        "param": getattr(error, "param", None),
-        "code": getattr(error, "code", None),
-    }
-    headers = [_JSON]
-    given = getattr(getattr(error, "response", None), "headers", None) or {}
-    if retry_after := given.get("retry-after"):
-        headers.append((b"retry-after", str(retry_after).encode("latin-1")))
-    return _WholeAnswer(status, headers, orjson.dumps({"error": fields}, default=str))

@@ -69,7 +69,7 @@ class GatewayProcess:
     """`tracer serve ARGUMENTS --port 0` as a process; killed when the context ends."""
 
     def __init__(self, folder: Path, *arguments: str | Path, environ: Mapping[str, str] | None = None) -> None:
-        self._folder = folder
+        self.folder = folder
         self._command = [sys.executable, "-m", "tracer", "serve", *map(str, arguments)]
         if "--port" not in arguments:
             self._command += ["--port", "0"]
@@ -78,12 +78,15 @@ class GatewayProcess:
         self.url = ""
 
     def __enter__(self) -> Self:
-        self._log = (self._folder / "gateway.log").open("ab")
+        self._log = (self.folder / "gateway.log").open("ab")
         self.process = subprocess.Popen(
-            self._command, cwd=self._folder, env=self._environ, stdout=subprocess.PIPE, stderr=self._log, text=True
+            self._command, cwd=self.folder, env=self._environ, stdout=subprocess.PIPE, stderr=self._log, text=True
         )
         assert self.process.stdout is not None
-        self.banner = self.process.stdout.readline()
+        for line in self.process.stdout:
+            self.banner += line
+            if line.startswith("ready"):
+                break
         found = re.search(r"http://\S+:\d+", self.banner)
         if found is None:
             self.process.wait(10)
@@ -116,7 +119,7 @@ class GatewayProcess:
 
     def log(self) -> str:
         """What it wrote to stderr."""
-        return (self._folder / "gateway.log").read_text()
+        return (self.folder / "gateway.log").read_text()
 
 
 class _Server(uvicorn.Server):
