@@ -65,8 +65,11 @@ def _configure(folder: Path, policy: Path, teacher: ScriptedTeacher) -> None:
 
 
 @asynccontextmanager
-async def _application(port: int) -> AsyncIterator[Callable[[str], Coroutine[Any, Any, Answer]]]:
-    """The official client, without retries, so that each call is told as it went."""
+async def _application(port: int, back: asyncio.Event) -> AsyncIterator[Callable[[str], Coroutine[Any, Any, Answer]]]:
+    """The official client, without retries, so that each call is told as it went.
+
+    After a connection error it makes no further call in that place before `back` is set, as an application would.
+    """
     async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="k", max_retries=0) as client:
         places = asyncio.Semaphore(AT_ONCE)
 
@@ -77,8 +80,7 @@ async def _application(port: int) -> AsyncIterator[Callable[[str], Coroutine[Any
                         model="tracer/bank", messages=[{"role": "user", "content": text}]
                     )
                 except openai.APIConnectionError:
-                    # Nobody listens for a moment: an application would wait as well.
-                    await asyncio.sleep(0.05)
+                    await back.wait()
                     return Answer(text)
             answer = raw.parse()
             handled = raw.headers["x-tracer-decision"] == "handled"
@@ -116,12 +118,14 @@ def test_a_restart_under_load_loses_nothing(tmp_path: Path, policy_folder: Path,
     texts, handled = _texts(policy_folder)
 
     async def run(first: GatewayProcess) -> list[Answer]:
-        async with _application(first.port) as ask:
+        back = asyncio.Event()
+        async with _application(first.port, back) as ask:
             tasks = [asyncio.create_task(ask(text)) for text in texts]
             for answered in itertools.islice(asyncio.as_completed(tasks), CALLS // 5):
                 await answered
             assert await asyncio.to_thread(first.terminate) == 0
             with GatewayProcess(tmp_path, "--config", "config.yaml", "--port", str(first.port)) as second:
+                back.set()
                 answers = await asyncio.gather(*tasks)
                 assert second.terminate() == 0
             return answers
@@ -131,7 +135,8 @@ def test_a_restart_under_load_loses_nothing(tmp_path: Path, policy_folder: Path,
     _check(answers, handled)
     answered = [answer for answer in answers if answer.label is not None]
     assert len(answers) == CALLS
-    assert len(answered) > CALLS // 2
+    # A call a place may have been on its way, and another have found nobody.
+    assert len(answered) >= CALLS - 2 * AT_ONCE
     stored = _stored(tmp_path)
     forwarded = {answer.call_id: (answer.text, answer.label) for answer in answered if not answer.handled}
     assert forwarded.items() <= stored.items()
@@ -145,7 +150,8 @@ def test_kill_9_under_load_keeps_what_was_acknowledged(
     texts, handled = _texts(policy_folder)
 
     async def run(gateway: GatewayProcess) -> tuple[list[Answer], int]:
-        async with _application(gateway.port) as ask, httpx.AsyncClient() as scraper:
+        gone = asyncio.Event()
+        async with _application(gateway.port, gone) as ask, httpx.AsyncClient() as scraper:
             tasks = [asyncio.create_task(ask(text)) for text in texts]
             acknowledged = 0
             while acknowledged < CALLS // 10:
@@ -153,6 +159,7 @@ def test_kill_9_under_load_keeps_what_was_acknowledged(
                 line = next(line for line in page.splitlines() if line.startswith("tracer_traces_stored_total"))
                 acknowledged = int(float(line.split()[1]))
             gateway.process.kill()
+            gone.set()
             return await asyncio.gather(*tasks), acknowledged
 
     with GatewayProcess(tmp_path, "--config", "config.yaml") as gateway:
@@ -183,7 +190,7 @@ def test_a_new_policy_goes_live_under_load_without_a_dropped_call(
     texts, _ = _texts(policy_folder)
 
     async def run(gateway: GatewayProcess) -> tuple[list[Answer], str]:
-        async with _application(gateway.port) as ask:
+        async with _application(gateway.port, asyncio.Event()) as ask:
             config = FitConfig(target_teacher_agreement=0.85)
             fitting = asyncio.create_task(asyncio.to_thread(fit_policy, make_traces(700, seed=3), folder, config))
             answers: list[Answer] = []
