@@ -3,6 +3,7 @@
 import signal
 import tempfile
 import time
+from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ _INTERRUPTED = 130
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(help="Fixes the messages and the teacher.")] = 7,
-    calls_per_day: Annotated[int, typer.Option(min=20, max=4_000, help="Calls a day, for four days.")] = 2_000,
+    calls_per_day: Annotated[int, typer.Option(min=20, max=4_000, help="Calls a day, for four days.")] = 1_600,
     target: Annotated[float, typer.Option(min=0.5, max=0.99, help="Agreement to prove on handled calls.")] = 0.95,
     keep: Annotated[
         Path | None, typer.Option(help="Keep configuration, traces, policy and logs in this folder.")
@@ -42,7 +43,7 @@ def demo(
     except KeyboardInterrupt:
         screen.say("interrupted; every process of the demo has ended", style="yellow")
         raise typer.Exit(_INTERRUPTED) from None
-    except (DemoError, openai.APIError, OSError) as error:
+    except (DemoError, openai.APIError, HTTPException, OSError) as error:
         screen.say(f"the demo failed: {error}", style="red")
         raise typer.Exit(1) from error
     _say_what_next(screen, keep)

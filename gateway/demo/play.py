@@ -17,7 +17,7 @@ CONCURRENCY = 64
 # A small model's time for a short answer; the figures are made up, and said to be.
 TEACHER_MEDIAN = 0.28
 TEACHER_SPREAD = 0.35
-_QUIET_CALLS, _QUIET_CONCURRENCY = 60, 6
+_QUIET_CALLS, _QUIET_CONCURRENCY = 40, 6
 _ALONE = 60  # handled calls a day sent again, one by one
 _SHOWN_CHARS = range(35, 90)
 
@@ -27,12 +27,12 @@ class Options:
     """`target` is the agreement to prove; `seed` fixes the messages, the teacher's answers and its times."""
 
     seed: int = 7
-    calls_per_day: int = 2_000
+    calls_per_day: int = 1_600
     target: float = 0.95
 
 
 def play(options: Options, folder: Path, screen: Screen) -> list[str]:
-    """Run the demo in `folder`; what did not hold, a sentence each. Raises DemoError, openai.APIError, OSError."""
+    """Run the demo in `folder`; what did not hold, a sentence each. Raises DemoError, openai.APIError, HTTPException, OSError."""
     messages = workload.messages(DAYS * options.calls_per_day, options.seed)
     task = Task(
         project=PROJECT,

@@ -42,9 +42,8 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What one round of learning came to. `command` is what a user would type for it."""
+    """What one round of learning came to: what `tracer fit --json` or `tracer update --json` printed."""
 
-    command: str
     verdict: Mapping[str, Any]
 
     @property
@@ -74,18 +73,13 @@ class Stack:
         with ExitStack() as started:
             started.enter_context(self._teacher)
             started.enter_context(self._gateway)
-            for child, port in ((self._teacher, self._teacher_port), (self._gateway, self._gateway_port)):
-                child.wait_until(lambda port=port: processes.get(port, teacher.HEALTH_PATH) is not None, "it was ready")  # type: ignore[misc]
+            _wait_until_ready(self._teacher, self._teacher_port)
+            _wait_until_ready(self._gateway, self._gateway_port)
             self._children = started.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._children.close()
-
-    @property
-    def pids(self) -> tuple[int, int]:
-        """The processes of the teacher and of the gateway."""
-        return self._teacher.pid, self._gateway.pid
 
     @property
     def gateway_log(self) -> str:
@@ -112,7 +106,7 @@ class Stack:
             argv = ["update", str(traces), "--policy", str(self.policy)]
         verdict = orjson.loads(self._tracer(*argv, json=True))
         self._wait_for_pick_up()
-        return Learned(self._shown(argv), verdict)
+        return Learned(verdict)
 
     def _wait_for_pick_up(self) -> None:
         version = read_version(self.policy) or ""
@@ -157,3 +151,7 @@ class Stack:
                 }
             },
         }
+
+
+def _wait_until_ready(child: Child, port: int) -> None:
+    child.wait_until(lambda: processes.get(port, teacher.HEALTH_PATH) is not None, "it was ready")
