@@ -32,7 +32,10 @@ class Options:
 
 
 def play(options: Options, folder: Path, screen: Screen) -> list[str]:
-    """Run the demo in `folder`; what did not hold, a sentence each. Raises DemoError, openai.APIError, HTTPException, OSError."""
+    """Run the demo in `folder`; what did not hold, a sentence each.
+
+    Raises DemoError, openai.APIError, HTTPException or OSError.
+    """
     messages = workload.messages(DAYS * options.calls_per_day, options.seed)
     task = Task(
         project=PROJECT,
