@@ -17,6 +17,8 @@ EVENT_STREAM = b"text/event-stream; charset=utf-8"
 _MODEL = SURROGATE_MODEL.encode()
 _USAGE = b'{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
 _DONE = b"data: [DONE]\n\n"
+# What `read_label` can inflate; the standard library knows no more.
+_READABLE = frozenset({b"gzip", b"deflate", b"identity"})
 # A label's answer inflates to a few kilobytes; more is not one.
 _LARGEST_INFLATED = 1_048_576
 
@@ -75,8 +77,21 @@ def read_label(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> str | Non
     return label if label.strip() and len(label) <= LONGEST_LABEL else None
 
 
+def readable(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Request headers with accept-encoding narrowed to what `read_label` can inflate; the others as they are.
+
+    A client that would also take br or zstd still gets an answer it can read, and we get one to learn from.
+    """
+    return [(name, _narrowed(value) if name == b"accept-encoding" else value) for name, value in headers]
+
+
 class _NoLabel(Exception):  # noqa: N818
     """The answer is something else than one complete label."""
+
+
+def _narrowed(accepted: bytes) -> bytes:
+    tokens = [token.strip() for token in accepted.split(b",")]
+    return b", ".join(t for t in tokens if t.split(b";")[0].strip().lower() in _READABLE) or b"identity"
 
 
 def _head(call_id: str, kind: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """`tracer serve` and `tracer check-config`."""
 
+import gc
 import logging
 import os
 import signal
@@ -101,6 +102,7 @@ def _run(gateway: Starlette, settings: Settings) -> None:
     config = uvicorn.Config(
         gateway,
         http="httptools",
+        ws="none",
         lifespan="on",
         log_config=None,
         access_log=server.access_log,
@@ -132,6 +134,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            # What start-up made stays: no collection need look at it again while a call waits.
+            gc.collect()
+            gc.freeze()
             typer.echo(_banner(self._services, *self._address))
             sys.stdout.flush()
 

@@ -26,12 +26,12 @@ _UPLOAD_AHEAD = 4
 class Outcome:
     """What came back from an upstream. `status` is 0 until an answer has begun.
 
-    `copy` holds the body's bytes, None where they are no whole answer of a label's size.
+    `copy` holds the body's bytes; None where nobody asked for them, or they are no whole answer of a label's size.
     """
 
+    copy: bytearray | None
     status: int = 0
     headers: Headers = field(default_factory=list)
-    copy: bytearray | None = field(default_factory=bytearray)
 
     def keep(self, chunk: bytes) -> None:
         """Add a piece to the copy, which is given up where it grows beyond a label's answer."""
@@ -87,14 +87,14 @@ class Client:
 
 
 async def forward(
-    upstream: Upstream, call: UpstreamCall, client: Client, headers: Headers, metrics: Metrics
+    upstream: Upstream, call: UpstreamCall, client: Client, headers: Headers, metrics: Metrics, *, copied: bool = False
 ) -> Outcome:
-    """Forward `call` and relay its answer with `headers` added.
+    """Forward `call` and relay its answer with `headers` added, and a copy in the outcome where it is to be `copied`.
 
     Raises UpstreamUnreachable, UpstreamTimeout or ClientGone where no answer has begun. An upstream that breaks off
     later leaves the client's answer without its end, so that nobody takes half an answer for a whole one.
     """
-    outcome = Outcome()
+    outcome = Outcome(bytearray() if copied else None)
     started = perf_counter()
     try:
         async with client.watched():

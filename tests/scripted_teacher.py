@@ -75,6 +75,8 @@ class ScriptedTeacher:
         self.released = threading.Event()  # set it to let `hang` and `slow_stream` go on
         self.disconnected = threading.Event()  # a client left before its answer was complete
         self.disconnects = 0
+        self.most_at_once = 0  # chat calls answered side by side
+        self._at_once = 0
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
@@ -119,7 +121,12 @@ class ScriptedTeacher:
             await _echo(self, call, receive, send)
             return
         self.arrived.set()
-        await BEHAVIOURS[call.header("x-script") or self.script](self, call, receive, send)
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            await BEHAVIOURS[call.header("x-script") or self.script](self, call, receive, send)
+        finally:
+            self._at_once -= 1
 
     async def wait_out_latency(self, call: Call) -> None:
         """Sleep as long as this call's answer takes."""

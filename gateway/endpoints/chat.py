@@ -3,7 +3,7 @@
 import logging
 from time import perf_counter
 
-from gateway.answer import EVENT_STREAM, JSON, render, render_stream
+from gateway.answer import EVENT_STREAM, JSON, readable, render, render_stream
 from gateway.asgi import new_id, send_bytes, tracer_headers
 from gateway.decide import Decision, Lane, decide, deferred
 from gateway.endpoints.exchange import Endpoint, Exchange
@@ -31,7 +31,7 @@ class Chat(Endpoint):
         found = self._recognise(request, exchange.project_header)
         if found is None:
             self.metrics.requests.labels("", Lane.TEACHER, "").inc()
-            await self._forward(exchange, self.services.upstream_of(None), raw)
+            await self._forward(exchange, self.services.upstream_of(None), raw, copied=False)
             lane = Lane.TEACHER
         else:
             lane = await self._serve_project(exchange, request, found)
@@ -47,7 +47,7 @@ class Chat(Endpoint):
             return decision.lane
         upstream = self.services.upstream_of(found.project)
         model, body = self._for_teacher(request, found.project)
-        outcome = await self._forward(exchange, upstream, body)
+        outcome = await self._forward(exchange, upstream, body, copied=found.text is not None)
         learn(self.services, Forwarded(call_id, found, decision, request, model, upstream), outcome)
         return decision.lane
 
@@ -80,11 +80,12 @@ class Chat(Endpoint):
             raise InvalidRequest(message, param="model")
         return teacher, with_model(request.raw, teacher)
 
-    async def _forward(self, exchange: Exchange, upstream: Upstream, body: bytes) -> Outcome:
+    async def _forward(self, exchange: Exchange, upstream: Upstream, body: bytes, *, copied: bool) -> Outcome:
         scope = exchange.scope
-        call = UpstreamCall("POST", PATH, scope["query_string"], scope["headers"], body)
+        headers = readable(scope["headers"]) if copied else scope["headers"]
+        call = UpstreamCall("POST", PATH, scope["query_string"], headers, body)
         client = Client(exchange.receive, exchange.send)
-        return await forward(upstream, call, client, exchange.headers, self.metrics)
+        return await forward(upstream, call, client, exchange.headers, self.metrics, copied=copied)
 
 
 async def _answer(exchange: Exchange, request: ChatRequest, label: str, call_id: str) -> None:

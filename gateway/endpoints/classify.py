@@ -78,7 +78,7 @@ class Classify(Endpoint):
         key = [(name, value) for name, value in exchange.scope["headers"] if name == _AUTHORIZATION]
         headers = [(b"content-type", JSON), (b"accept", JSON), *key]
         asked = UpstreamCall("POST", PATH, b"", headers, call.request.raw)
-        return await forward(call.upstream, asked, Client(exchange.receive, _discard), [], self.metrics)
+        return await forward(call.upstream, asked, Client(exchange.receive, _discard), [], self.metrics, copied=True)
 
 
 def _answer(decision: Decision, label: str | None, model: str | None, body: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.answer import LONGEST_LABEL, read_label, render, render_stream
+from gateway.answer import LONGEST_LABEL, read_label, readable, render, render_stream
 from tests.scripted_teacher import DONE, chunks, completion
 
 JSON = [(b"content-type", b"application/json")]
@@ -163,6 +163,23 @@ def test_compressed_answers_are_read() -> None:
     assert read_label([*JSON, (b"content-encoding", b"gzip")], gzip.compress(body)[:-9]) is None
     assert read_label([*JSON, (b"content-encoding", b"gzip")], body) is None
     assert read_label([*JSON, (b"content-encoding", b"br")], body) is None
+
+
+@pytest.mark.parametrize(
+    ("accepted", "narrowed"),
+    [
+        (b"gzip, deflate", b"gzip, deflate"),
+        (b"gzip, deflate, br, zstd", b"gzip, deflate"),
+        (b"br;q=1.0, GZIP;q=0.8, *;q=0.1", b"GZIP;q=0.8"),
+        (b"br", b"identity"),
+        (b"identity", b"identity"),
+    ],
+)
+def test_only_what_can_be_read_is_asked_for(accepted: bytes, narrowed: bytes) -> None:
+    """Encodings we cannot inflate would leave nothing to learn from; every other header stays."""
+    other = (b"accept", b"br")
+    assert readable([(b"accept-encoding", accepted), other]) == [(b"accept-encoding", narrowed), other]
+    assert readable([other]) == [other]
 
 
 def test_a_compression_bomb_stays_small() -> None:

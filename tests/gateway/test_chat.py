@@ -197,6 +197,26 @@ def test_a_header_or_a_prompt_names_the_project_and_leaves_the_model(
     assert teacher.calls[0].header("x-tracer-project") is None
 
 
+def test_a_project_may_have_an_upstream_of_its_own(
+    tmp_path: Path, teacher: ScriptedTeacher, deferred_text: str
+) -> None:
+    """Its calls go there, all others to the default one."""
+    with ScriptedTeacher() as other:
+        shared = {"policy": str(tmp_path / "absent"), "teacher": "m"}
+        tree = {
+            "upstreams": {"teacher": {"base_url": teacher.url}, "other": {"base_url": other.url}},
+            "projects": {"own": shared | {"upstream": "other"}, "default": shared},
+        }
+        with ThreadedGateway(make_settings(tmp_path, tree, teacher.url)) as gateway:
+            for model in ("tracer/own", "tracer/default", "gpt-4o"):
+                assert _chat(gateway, deferred_text, model).status_code == 200
+            assert (len(other.calls), len(teacher.calls)) == (1, 2)
+            assert {trace.project: trace.upstream for trace in _stored(gateway)} == {
+                "own": "other",
+                "default": "teacher",
+            }
+
+
 def test_a_call_of_no_project_is_relayed(gateway: ThreadedGateway, teacher: ScriptedTeacher, handled_text: str) -> None:
     """Untouched, unlearned, and marked as the teacher's."""
     answer = _chat(gateway, handled_text, "gpt-4o")

@@ -271,6 +271,30 @@ def test_a_client_that_leaves_closes_the_upstream_call(
     assert _traces(gateway) == 0
 
 
+def test_a_complete_answer_is_learned_though_the_client_has_left(
+    gateway: ThreadedGateway, teacher: ScriptedTeacher
+) -> None:
+    """The teacher has been asked and has answered; who read it does not matter."""
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(STREAM)
+    with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as connection:
+        connection.sendall(request + STREAM)
+        assert connection.recv(1) == b"H"
+        # What is left unread makes closing a reset.
+    assert len(teacher.calls) == 1
+    assert _traces(gateway) == 1
+
+
+def test_encodings_are_narrowed_only_where_there_is_something_to_learn(
+    gateway: ThreadedGateway, teacher: ScriptedTeacher
+) -> None:
+    """A project's call asks for what can be read; any other call is left alone."""
+    headers = {"accept-encoding": "gzip, br"}
+    httpx.post(f"{gateway.base_url}/chat/completions", content=BODY, headers=headers)
+    httpx.post(f"{gateway.base_url}/chat/completions", content=BODY.replace(b"tracer/new", b"gpt"), headers=headers)
+    httpx.get(f"{gateway.base_url}/models", headers=headers)
+    assert [call.header("accept-encoding") for call in teacher.calls] == ["gzip", "gzip, br", "gzip, br"]
+
+
 def test_a_client_that_leaves_during_an_upload_is_counted(gateway: ThreadedGateway) -> None:
     """Nothing waits for the rest of the file."""
     with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as connection:
@@ -295,6 +319,7 @@ def test_a_pool_serves_more_calls_than_it_has_connections(tmp_path: Path, teache
 
     with ThreadedGateway(_settings(tmp_path, {"base_url": teacher.url, "max_connections": 2})) as gateway:
         assert asyncio.run(ask_all(gateway.base_url)) == [200] * 20
+    assert teacher.most_at_once == 2
 
 
 def test_a_bare_host_means_its_v1(tmp_path: Path, teacher: ScriptedTeacher) -> None:
