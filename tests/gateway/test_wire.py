@@ -67,6 +67,8 @@ def test_json_that_other_servers_take_is_taken(raw: bytes) -> None:
         (b'{"x":["model","a"],"model":"a\\"}{"}', b'{"x":["model","a"],"model":"gpt"}'),
         (b'{"x":"model","y":"\\\\","model":"a"}', b'{"x":"model","y":"\\\\","model":"gpt"}'),
         (b'{"mod\\u0065l":"a"}', b'{"mod\\u0065l":"gpt"}'),
+        (b'{"x":{"model":"b"},"mod\\u0065l":"a"}', b'{"x":{"model":"b"},"mod\\u0065l":"gpt"}'),
+        (b'{"x":"say \\"model\\":\\"b\\"","model":"a"}', b'{"x":"say \\"model\\":\\"b\\"","model":"gpt"}'),
         (b'{"model":"a","model":"b"}', b'{"model":"gpt","model":"gpt"}'),
         ('{"x":"é🙂","model":"ü"}'.encode(), '{"x":"é🙂","model":"gpt"}'.encode()),
     ],
