@@ -123,10 +123,11 @@ def _notes(learned: Learned) -> list[str]:
     unreadable = int((~learned.readable).sum()) if learned.problem is None else 0
     if unreadable:
         notes.append(f"{unreadable} traces are too long to be read whole: such calls are deferred")
-    weighted = int((~learned.judged).sum())
-    if weighted:
+    apart = int((~learned.judged).sum())
+    if apart:
         notes.append(
-            f"{weighted} traces carry a weight other than 1: learned from, but not counted for the certificate"
+            f"{apart} traces are learned from but do not count for the certificate: a policy in service deferred them, "
+            "or they carry a weight, so they are not drawn as live calls are"
         )
     notes.append("agreement was measured on random folds: it holds for live calls that are drawn like the traces")
     return notes

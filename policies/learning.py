@@ -22,7 +22,7 @@ from policies.guard import fit_guard
 from policies.settings import FeatureSpec, FitConfig
 from policies.static_table import load_static_table
 from policies.surrogates import FOLDS, Scores, average, cross_validate, fit_softmax, random_folds
-from policies.types import Trace
+from policies.types import FAIR_REASONS, Trace
 
 # A label must be seen this often to be learned: seen once, no fold can both learn it and be asked for it.
 _FEWEST_OF_A_LABEL = 2
@@ -159,8 +159,12 @@ def _nothing(traces: list[Trace], problem: str, labels: list[str], spec: str) ->
 
 
 def _judged(traces: list[Trace]) -> NDArray[np.bool_]:
-    """Rows that count for the certificate: the exact test needs rows that were all drawn alike, so no weighted ones."""
-    return np.array([trace.weight == 1.0 for trace in traces], np.bool_)
+    """Rows that count for the certificate: those drawn as live calls are drawn.
+
+    Not a weighted row, and not one that was recorded because a policy in service deferred it: such rows are hard ones.
+    """
+    fair = [trace.weight == 1.0 and (trace.reason is None or trace.reason in FAIR_REASONS) for trace in traces]
+    return np.array(fair, np.bool_)
 
 
 @dataclass(frozen=True)

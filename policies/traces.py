@@ -19,7 +19,7 @@ from uuid import uuid4
 import orjson
 
 from policies.errors import TraceError
-from policies.types import Trace
+from policies.types import Reason, Trace
 
 INPUT_KEYS = ("input", "query", "text", "prompt", "question")
 """The canonical key first: where several are present, the first of this order is read and the others are ignored."""
@@ -28,6 +28,7 @@ LABEL_KEYS = ("teacher", "teacher_output", "label", "intent", "output", "answer"
 MAX_LINE_BYTES = 64 * 1024 * 1024
 MAX_PROBLEMS = 20
 
+_REASONS = frozenset(Reason)
 _BOM = b"\xef\xbb\xbf"
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -119,6 +120,8 @@ def to_line(trace: Trace) -> bytes:
         row["ts"] = trace.ts
     if trace.weight != 1.0:
         row["weight"] = trace.weight
+    if trace.reason is not None:
+        row["reason"] = trace.reason.value
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -201,6 +204,7 @@ def _parse(line: bytes | None) -> Trace:
         mini=_optional_label(row, "mini"),
         ts=_seconds(row.get("ts")),
         weight=_weight(row.get("weight")),
+        reason=_reason(row.get("reason")),
     )
 
 
@@ -224,6 +228,11 @@ def _first(row: dict[str, Any], keys: tuple[str, ...]) -> str:
         if key in row:
             return key
     raise _BadLine(f"no {keys[0]!r} (or {', '.join(keys[1:])})")
+
+
+def _reason(value: Any) -> Reason | None:
+    # Other people's files use the word for other things: what is not of the closed list is not ours.
+    return Reason(value) if type(value) is str and value in _REASONS else None
 
 
 def _input(row: dict[str, Any], key: str) -> str:

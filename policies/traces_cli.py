@@ -15,7 +15,7 @@ from policies.console import plain_errors, stderr
 from policies.errors import TraceError
 from policies.store import Store
 from policies.traces import read_traces, to_line, to_seconds, write_traces
-from policies.types import StoredTrace, Trace
+from policies.types import Reason, StoredTrace, Trace
 
 app = typer.Typer(name="traces", help="Move traces in and out of the store.", no_args_is_help=True)
 
@@ -86,7 +86,9 @@ def count(
 
 
 def _to_trace(stored: StoredTrace) -> Trace:
-    return Trace(stored.input, stored.teacher, stored.id, ts=stored.ts, weight=1 / stored.sampling_probability)
+    reason = Reason(stored.reason) if stored.reason else None
+    weight = 1 / stored.sampling_probability
+    return Trace(stored.input, stored.teacher, stored.id, ts=stored.ts, weight=weight, reason=reason)
 
 
 def _to_stored(file: Path, project: str, traces: list[Trace]) -> Iterator[StoredTrace]:
@@ -102,4 +104,7 @@ def _to_stored(file: Path, project: str, traces: list[Trace]) -> Iterator[Stored
             said[trace.input, trace.teacher] += 1
             name = sha256("\0".join((project, trace.input, trace.teacher, str(times))).encode()).hexdigest()[:32]
         ts = now if trace.ts is None else trace.ts
-        yield StoredTrace(name, project, trace.input, trace.teacher, ts, sampling_probability=1 / trace.weight)
+        reason = trace.reason or ""
+        yield StoredTrace(
+            name, project, trace.input, trace.teacher, ts, reason=reason, sampling_probability=1 / trace.weight
+        )

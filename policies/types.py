@@ -21,6 +21,10 @@ class Reason(StrEnum):
     ERROR = "error"  # local scoring raised
 
 
+# Under these every call is deferred, whatever it says: what is recorded then is a fair sample of the traffic.
+FAIR_REASONS = frozenset({Reason.NO_POLICY, Reason.REFUSED, Reason.DAMAGED, Reason.NO_EMBEDDING})
+
+
 @dataclass(frozen=True, slots=True)
 class LocalDecision:
     """What a policy says of one input.
@@ -38,7 +42,11 @@ class LocalDecision:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One recorded decision as a file holds it. `weight` is the inverse of the probability of having been recorded."""
+    """One recorded decision as a file holds it.
+
+    `weight` is the inverse of the probability of having been recorded. `reason` is why the gateway deferred the call;
+    None for a trace that did not come through a gateway.
+    """
 
     input: str
     teacher: str
@@ -47,6 +55,7 @@ class Trace:
     mini: str | None = None
     ts: float | None = None  # seconds since the epoch
     weight: float = 1.0
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,17 @@ def test_weighted_traces_are_learned_from_but_not_judged(tmp_path: Path) -> None
     assert any("weight" in note for note in certificate.notes)
 
 
+def test_traces_that_a_live_policy_deferred_are_learned_from_but_not_judged(tmp_path: Path) -> None:
+    """They are hard ones by selection; counting them would say that live calls are harder than they are."""
+    fair, hard = make_traces(600), make_traces(300, seed=1, noise=0.5)
+    deferred = [replace(trace, reason=Reason.UNCERTAIN) for trace in hard]
+    observed = [replace(trace, reason=Reason.NO_POLICY) for trace in fair]
+    certificate = fit_policy([*observed, *deferred], tmp_path, FitConfig(0.8)).manifest.certificate
+    assert certificate.n_judged == 600
+    assert certificate.coverage > 0.8
+    assert fit_policy([*fair, *hard], tmp_path, FitConfig(0.8)).manifest.certificate.coverage < 0.8
+
+
 def test_given_embeddings_go_through_the_same_fit(tmp_path: Path) -> None:
     """Embeddings in place of texts: certified, served from vectors, and text is refused without an embedder."""
     generator = np.random.default_rng(0)
