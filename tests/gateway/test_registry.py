@@ -73,6 +73,7 @@ def test_a_damaged_folder_stops_local_answers(
 ) -> None:
     """The manifest on disk is the truth; a repaired one is taken up again."""
     shutil.copytree(policy_folder, folder)
+    _eventually(lambda: _state(gateway) == "live")
     (path,) = folder.glob(victim)
     whole = path.read_bytes()
     path.write_bytes(whole[:-20] + b"x" * 20)
