@@ -6,6 +6,7 @@ encoding they came. Hop-by-hop headers and our own do not.
 
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Protocol
 
 import aiohttp
@@ -27,6 +28,8 @@ _OURS = b"x-tracer-"
 _DEFAULT_PATH = "/v1"
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 _LONGEST_HEADER = 65_536
+# Connections that may turn out to be closed before a call is given up; one failure makes the loop notice the others.
+_STALE_CONNECTIONS = 4
 # Set by aiohttp unless told otherwise; the client's own headers are the only ones to travel.
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -100,6 +103,7 @@ class HttpUpstream:
             auto_decompress=False,
             max_line_size=_LONGEST_HEADER,
             max_field_size=_LONGEST_HEADER,
+            trace_configs=[_reuse_noticed()],
         )
 
     async def stop(self) -> None:
@@ -111,19 +115,32 @@ class HttpUpstream:
         """Forward a call; a redirect is an answer like any other."""
         if self._session is None:
             raise RuntimeError("send before start")
+        for _ in range(_STALE_CONNECTIONS):
+            attempt = _Attempt()
+            try:
+                return _HttpAnswer(await self._request(self._session, call, attempt))
+            except (aiohttp.ServerDisconnectedError, ConnectionError) as error:
+                # An upstream may close an idle connection at the moment it is used again; it has not read the call
+                # then. On a connection of its own, or with a body that is gone, the same error is an answer.
+                if not attempt.reused or not isinstance(call.body, bytes):
+                    raise translate(error, self.name) from error
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise translate(error, self.name) from error
+        raise UpstreamUnreachable(f"The upstream {self.name!r} keeps closing its connections.")
+
+    async def _request(
+        self, session: aiohttp.ClientSession, call: UpstreamCall, attempt: "_Attempt"
+    ) -> aiohttp.ClientResponse:
         query = "?" + call.query.decode("latin-1") if call.query else ""
         bodiless = not call.body and call.method in _BODILESS
-        try:
-            response = await self._session.request(
-                call.method,
-                yarl.URL(self._base + call.path + query, encoded=True),
-                headers=self._headers(call),
-                data=None if bodiless else call.body,
-                allow_redirects=False,
-            )
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise translate(error, self.name) from error
-        return _HttpAnswer(response)
+        return await session.request(
+            call.method,
+            yarl.URL(self._base + call.path + query, encoded=True),
+            headers=self._headers(call),
+            data=None if bodiless else call.body,
+            allow_redirects=False,
+            trace_request_ctx=attempt,
+        )
 
     def _headers(self, call: UpstreamCall) -> CIMultiDict[str]:
         dropped = set(_REQUEST_ONLY)
@@ -135,6 +152,23 @@ class HttpUpstream:
         if self._authorization is not None:
             kept.append((b"authorization", self._authorization))
         return CIMultiDict((n.decode("latin-1"), v.decode("latin-1")) for n, v in kept)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """Whether a request went out on a connection that had been used before."""
+
+    reused: bool = False
+
+
+def _reuse_noticed() -> aiohttp.TraceConfig:
+    config = aiohttp.TraceConfig()
+
+    async def reused(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
+        context.trace_request_ctx.reused = True
+
+    config.on_connection_reuseconn.append(reused)
+    return config
 
 
 class _HttpAnswer:

@@ -1,8 +1,10 @@
 """Forwarding through real sockets: nothing changes on the way, and every end is told truthfully."""
 
 import asyncio
+import contextlib
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,49 @@ def _traces(gateway: ThreadedGateway) -> int:
 def _ask(gateway: ThreadedGateway, body: bytes = BODY, script: str = "answer") -> httpx.Response:
     headers = {"x-script": script, "authorization": "Bearer sk-client"}
     return httpx.post(f"{gateway.base_url}/chat/completions", content=body, headers=headers)
+
+
+class _ClosingUpstream:
+    """Answers `served` calls on each connection and hangs up on the next one without a word."""
+
+    def __init__(self, served: int) -> None:
+        self.served, self.connections = served, 0
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as stream:
+            for number in range(self.served + 1):
+                length = 0
+                while line := stream.readline().strip():
+                    if line.lower().startswith(b"content-length:"):
+                        length = int(line.split(b":")[1])
+                stream.read(length)
+                if number < self.served:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.mark.parametrize(("served", "statuses"), [(1, [200, 200, 200]), (0, [502, 502, 502])])
+def test_a_connection_closed_while_idle_is_replaced_unseen(tmp_path: Path, served: int, statuses: list[int]) -> None:
+    """A call on a kept-alive connection that turns out closed goes out again; on a fresh one the failure is told."""
+    upstream = _ClosingUpstream(served)
+    try:
+        with ThreadedGateway(_settings(tmp_path, {"base_url": upstream.url})) as gateway:
+            assert [_ask(gateway).status_code for _ in statuses] == statuses
+    finally:
+        upstream.close()
+    assert upstream.connections == 3
 
 
 def _upstream_errors(gateway: ThreadedGateway, kind: str) -> float:
