@@ -111,8 +111,8 @@ class Screen:
         price = costs.LIST_PRICE
         self.say("agreement: share of handled calls answered with the label the teacher would have given")
         self.say(
-            "certificates: judged on day 1, when every call was a trace; later days' traces are calls a policy deferred, "
-            "hard ones by selection, so they are learned from but not counted"
+            "certificates: judged on day 1, when every call was a trace; later days' traces are calls a policy "
+            "deferred, hard ones by selection, so they are learned from but not counted"
         )
         last = next((day for day in reversed(days) if day.handled_alone and day.handled_bare), None)
         if last is not None:
