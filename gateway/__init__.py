@@ -1,7 +1,1 @@
 """Online: one request, from socket to answer."""
-
-import os
-
-# onnxruntime 1.29 and later report to their maker's server as soon as they are imported, and only this, set before,
-# keeps them from it. Who wants the reports sets it to 0.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

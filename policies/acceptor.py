@@ -1,7 +1,7 @@
 """The acceptor: how likely the surrogate agrees with the teacher on this input.
 
 A logistic regression on what the surrogate's scores look like. It is cross-fitted: the score that judges a row comes
-from an acceptor that saw neither the row's agreement nor, in the reliability of its label, the row itself.
+from an acceptor that saw neither the row's agreement nor any copy of its input.
 """
 
 import warnings
@@ -65,16 +65,20 @@ def accept_features(scores: Scores, reliability: Floats) -> Floats:
     return np.column_stack([table, reliability, scores.lengths]).astype(np.float32)
 
 
-def fit_acceptor(scores: Scores, agreement: Agreement, seed: int) -> tuple[Acceptor, NDArray[np.float64]]:
-    """The acceptor of all rows, and each row's cross-fitted accept score, (n,)."""
-    predicted = scores.logits.argmax(axis=1)
-    folds = random_folds(len(agreement), seed + 1)
+def fit_acceptor(
+    scores: Scores, agreement: Agreement, groups: NDArray[np.int64], seed: int
+) -> tuple[Acceptor, NDArray[np.float64]]:
+    """The acceptor of all rows, and each row's cross-fitted accept score, (n,). `groups` (n,) numbers the inputs."""
+    folds = random_folds(groups, seed + 1)
+    inner = random_folds(groups, seed + 2)
+    # One kind for all: a threshold chosen on the scores of one kind means nothing on those of the other.
+    regression = min(_fewest_of_a_kind(agreement[folds != fold]) for fold in range(FOLDS)) >= _FEWEST_OF_A_KIND
     crossed = np.zeros(len(agreement))
     for fold in range(FOLDS):
         learn, held = folds != fold, folds == fold
-        acceptor = _fit(_rows(scores, learn), agreement[learn], predicted[learn])
+        acceptor = _fit(_rows(scores, learn), agreement[learn], inner[learn], regression)
         crossed[held] = acceptor.accept_scores(_rows(scores, held))
-    return _fit(scores, agreement, predicted), crossed
+    return _fit(scores, agreement, inner, regression), crossed
 
 
 def log_odds(probability: Floats) -> Floats:
@@ -83,19 +87,31 @@ def log_odds(probability: Floats) -> Floats:
     return np.asarray(np.log(clipped / (1 - clipped)), np.float32)
 
 
-def _fit(scores: Scores, agreement: Agreement, predicted: NDArray[np.int64]) -> Acceptor:
+def _fewest_of_a_kind(agreement: Agreement) -> int:
+    return min(int(agreement.sum()), int((~agreement).sum()))
+
+
+def _fit(scores: Scores, agreement: Agreement, inner: NDArray[np.int64], regression: bool) -> Acceptor:
+    predicted = scores.logits.argmax(axis=1)
     n_labels = scores.logits.shape[1]
+    reliability = _reliability(predicted, agreement, n_labels)
+    # A learning row's reliability comes from other folds' rows. Leaving out just the row itself would let the
+    # regression read its agreement off: the more its label's others agree, the less it did.
+    own = np.zeros(len(predicted), np.float32)
+    for fold in range(FOLDS):
+        held = inner == fold
+        own[held] = _reliability(predicted[~held], agreement[~held], n_labels)[predicted[held]]
+    table = accept_features(scores, own)
+    model = _regression(table, agreement) if regression else _gap_only(table.shape[1], min(3, n_labels))
+    return Acceptor(model, reliability)
+
+
+def _reliability(predicted: NDArray[np.int64], agreement: Agreement, n_labels: int) -> Floats:
+    """Log-odds of each predicted label's agreement, (K,), drawn towards that of all rows."""
     hits = np.bincount(predicted, weights=agreement, minlength=n_labels)
     counts = np.bincount(predicted, minlength=n_labels)
-    prior = _RELIABILITY_PRIOR * agreement.mean()
-    reliability = log_odds((hits + prior) / (counts + _RELIABILITY_PRIOR))
-    # A learning row's own agreement is left out of its label's reliability, or the regression would read it off.
-    without = (hits[predicted] - agreement + prior) / (counts[predicted] - 1 + _RELIABILITY_PRIOR)
-    table = accept_features(scores, log_odds(without))
-    fewest = min(int(agreement.sum()), int((~agreement).sum()))
-    if fewest < _FEWEST_OF_A_KIND:
-        return Acceptor(_gap_only(table.shape[1], min(3, n_labels)), reliability)
-    return Acceptor(_regression(table, agreement), reliability)
+    prior = _RELIABILITY_PRIOR * (agreement.mean() if len(agreement) else 0.5)
+    return log_odds((hits + prior) / (counts + _RELIABILITY_PRIOR))
 
 
 def _regression(table: Floats, agreement: Agreement) -> LogisticRegression:

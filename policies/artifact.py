@@ -32,8 +32,9 @@ _KEPT_VERSIONS = 5
 class Certificate:
     """The gate's written result.
 
-    `coverage` and `teacher_agreement` are out-of-fold shares on the traces; `teacher_agreement_lower` is the exact
-    one-sided bound at `confidence`. `refused` comes with a `reason`, and with `traces_needed` where more would help.
+    `coverage` and `teacher_agreement` are out-of-fold shares on the traces. What is promised is `target`;
+    `teacher_agreement_lower`, the exact one-sided bound at the chosen threshold alone, is never below it. `refused`
+    comes with a `reason`, and with `traces_needed` where more would help.
     """
 
     refused: bool
@@ -77,7 +78,7 @@ class Manifest:
     max_chars: int
     n_traces: int
     n_labels: int
-    seed: int
+    settings: dict[str, Any]
     certificate: Certificate
     files: dict[str, File]
     schema_version: int = SCHEMA_VERSION
@@ -169,7 +170,9 @@ def write_version(path: str | Path, manifest: Manifest, contents: Mapping[str, t
             staging.chmod(0o755)
             for name, content in contents.values():
                 _write_durably(staging / name, content)
+            _flush_folder(staging)
             staging.rename(root / relative)
+            _flush_folder(root / _VERSIONS)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -179,19 +182,6 @@ def write_version(path: str | Path, manifest: Manifest, contents: Mapping[str, t
         _drop_old_versions(root, manifest.version)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot write the policy: {error.strerror or error}") from error
-    return complete
-
-
-def replace_file(path: str | Path, manifest: Manifest, role: str, name: str, content: bytes) -> Manifest:
-    """Replace one file of the served version under a new name, and the manifest with it. Raises ArtifactError."""
-    root = Path(path)
-    relative = f"{_VERSIONS}/{manifest.version}/{name}"
-    try:
-        _write_durably(root / relative, content)
-        complete = Manifest(**{**_shallow(manifest), "files": {**manifest.files, role: _entry(relative, content)}})
-        _write_manifest(root, complete)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot write {name}: {error.strerror or error}") from error
     return complete
 
 
@@ -257,3 +247,6 @@ def _drop_old_versions(root: Path, current: str) -> None:
     for entry in by_age[_KEPT_VERSIONS:]:
         if entry.name != current:
             shutil.rmtree(entry, ignore_errors=True)
+    # Left behind by a writer that was killed; the lock says that no other is at work.
+    for leftover in (root / _VERSIONS).glob(".new-*"):
+        shutil.rmtree(leftover, ignore_errors=True)

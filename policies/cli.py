@@ -86,8 +86,6 @@ def _show(result: FitResult, as_json: bool) -> None:
         return
     print_verdict(result.manifest)
     print_notes(result.notes)
-    if not result.replaced:
-        stdout.print("the version served before stays; the new traces are kept for the next update", highlight=False)
     stdout.print(f"{result.artifact_dir}, {result.seconds:.1f} s")
 
 

@@ -11,7 +11,7 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,8 +20,8 @@ import orjson
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from policies.artifact import Manifest, read_file, read_manifest, replace_file, write_version
-from policies.errors import ArtifactError, FitError
+from policies.artifact import MANIFEST, Manifest, read_file, read_manifest, write_version
+from policies.errors import ArtifactError, FitError, PolicyDamaged
 from policies.export import build_graph, check_graph
 from policies.features import MAX_CHARS
 from policies.judging import Judged, judge
@@ -32,6 +32,9 @@ from policies.types import Trace
 
 Embeddings = NDArray[np.float32]
 Progress = Callable[[str, float], None]
+
+# A loss of coverage that is worth a word: smaller ones come and go with the draw.
+_COVERAGE_DROP = 0.02
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,9 @@ def update_policy(
 ) -> FitResult:
     """Fit on the policy's own traces and `new_traces`; replace the served version only by a certified one.
 
-    The settings are those of the served version unless `config` is given. Where the candidate is refused, the new
-    traces are kept for the next update. Raises PolicyMissing, PolicyDamaged, FitError, ExportError or ArtifactError.
+    The settings are those of the served version unless `config` is given. Where the candidate is refused, the folder
+    stays as it was: a file of bad traces leaves nothing behind. Raises PolicyMissing, PolicyDamaged, FitError,
+    ExportError or ArtifactError.
     """
     started = time.perf_counter()
     with _locked(Path(folder)):
@@ -89,22 +93,24 @@ def update_policy(
         embeddings = _merged_embeddings(Path(folder), served, (old, new_traces, traces), new_embeddings)
         candidate = _candidate(traces, config or _settings_of(served), embeddings, progress)
         replaced = served.certificate.refused or not candidate.manifest.certificate.refused
+        manifest = candidate.manifest
         if replaced:
-            manifest = write_version(folder, candidate.manifest, candidate.contents)
-        else:
-            manifest = candidate.manifest
-            kept = served
-            for role in ("traces", "embeddings"):
-                if role in candidate.contents:
-                    name, content = candidate.contents[role]
-                    kept = replace_file(folder, kept, role, f"{manifest.version}-{name}", content)
-    progress("written", 1.0)
-    notes = list(manifest.certificate.notes)
-    if not replaced:
-        notes.append(
-            "the update was refused: the version served before stays, the new traces are kept for the next update"
-        )
+            manifest = write_version(folder, manifest, candidate.contents)
+    progress("written" if replaced else "refused", 1.0)
+    notes = [*manifest.certificate.notes, *_change(served, manifest, replaced, len(traces) - len(old))]
     return FitResult(str(folder), manifest, time.perf_counter() - started, replaced, notes)
+
+
+def _change(served: Manifest, candidate: Manifest, replaced: bool, n_new: int) -> list[str]:
+    """What an update did, next to what was there before."""
+    notes = [f"{n_new} new traces; those the policy already had were not added again"]
+    if not replaced:
+        notes.append("nothing was changed: the version served before stays, and the new traces were not added to it")
+    elif not served.certificate.refused:
+        before, after = served.certificate.coverage, candidate.certificate.coverage
+        lower = " (lower: look at the new traces)" if after < before - _COVERAGE_DROP else ""
+        notes.append(f"certified coverage {before:.3f} -> {after:.3f}{lower}")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def _candidate(traces: list[Trace], config: FitConfig, embeddings: Embeddings | 
         max_chars=MAX_CHARS,
         n_traces=len(traces),
         n_labels=len({trace.teacher for trace in traces}),
-        seed=config.seed,
+        settings=asdict(config),
         certificate=certificate,
         files={},
     )
@@ -199,6 +205,8 @@ def _merged_embeddings(
         raise FitError("this policy reads embeddings: give the new traces' embeddings too")
     new = _checked_embeddings(new, len(new_traces))
     old = np.load(io.BytesIO(read_file(folder, served, "embeddings")), allow_pickle=False)
+    if len(old) != len(old_traces):
+        raise PolicyDamaged(f"{folder}: {len(old_traces)} traces, but {len(old)} embeddings")
     if old.shape[1] != new.shape[1]:
         raise FitError(f"embedding dimension mismatch: the policy has {old.shape[1]}, the new traces {new.shape[1]}")
     # merge() hands on the traces it keeps, so identity finds their rows.
@@ -208,16 +216,10 @@ def _merged_embeddings(
 
 
 def _settings_of(served: Manifest) -> FitConfig:
-    certificate = served.certificate
-    config = FitConfig(
-        target_teacher_agreement=certificate.target,
-        confidence=certificate.confidence,
-        assume=certificate.assume,
-        mode=certificate.mode,
-        seed=served.seed,
-    )
-    spec = served.features.get("spec")
-    return config if spec in {None, "given"} else replace(config, features=str(spec))
+    try:
+        return FitConfig(**{**served.settings, "frontier_targets": tuple(served.settings["frontier_targets"])})
+    except (KeyError, TypeError, FitError) as error:
+        raise PolicyDamaged(f"{MANIFEST}: settings: {error}") from error
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from scipy.stats import beta, binom
 
 Agreement = NDArray[np.bool_]
 AcceptScores = NDArray[np.float64]
+Groups = NDArray[np.int64]
 
 _STEP = 0.0025
 _MAIN_START = 0.20
@@ -29,8 +30,8 @@ _ALLOWED_AT_START = 2
 class Choice:
     """What one gate run found. `threshold`: scores at or above it are accepted; None where nothing passed.
 
-    `coverage` is the share of all rows accepted, `agreement` their share of agreeing rows, `lower` the exact one-sided
-    bound on the agreement at the level the walk used, `n_handled` their number.
+    `coverage` is the share of all rows accepted, `agreement` their share of agreeing rows, `lower` the pointwise
+    exact one-sided bound on the agreement at the level the walk used, `n_handled` their number.
     """
 
     threshold: float | None
@@ -40,28 +41,32 @@ class Choice:
     n_handled: int
 
 
-def choose_threshold(scores: AcceptScores, agreement: Agreement, target: float, confidence: float) -> Choice:
+def choose_threshold(
+    scores: AcceptScores, agreement: Agreement, target: float, confidence: float, groups: Groups | None = None
+) -> Choice:
     """The loosest threshold that passes.
 
     `scores` (n,) holds -inf for rows that are deferred whatever the threshold (outside the guard, too long). Rows tied
-    with a threshold's boundary row are left out of the test and of what is accepted.
+    with a threshold's boundary row are left out of the test and of what is accepted. `groups` (n,) numbers the inputs:
+    rows of one group are the same input and have the same score. A threshold must then pass twice, on all rows and on
+    the first row of each group: a file that holds everything ten times is no evidence ten times as strong.
     """
-    delta = 1 - confidence
-    order = np.argsort(-scores, kind="stable")
-    sorted_scores = scores[order]
-    errors = np.concatenate([[0], np.cumsum(~agreement[order])])
-    n_open = int(np.isfinite(sorted_scores).sum())
-    best, best_level = 0, delta
-    for start, level in _walks(len(scores), target, delta):
-        accepted = _walk(sorted_scores[:n_open], errors, start, (1 - target, level))
+    sample = _Sample.of(scores, agreement, groups)
+    best, best_level = 0, 1 - confidence
+    for start, level in _walks(len(sample.first_wrong) - 1, target, 1 - confidence):
+        accepted = _walk(sample, start, (1 - target, level))
         if accepted > best:
             best, best_level = accepted, level
     if best == 0:
         return Choice(None, 0.0, None, None, 0)
-    wrong = int(errors[best])
-    threshold = float(sorted_scores[best - 1])
-    lower = lower_bound(best, wrong, 1 - best_level)
-    return Choice(threshold, best / len(scores), 1 - wrong / best, lower, best)
+    rows, wrong = int(sample.rows[best]), int(sample.wrong[best])
+    lower = min(lower_bound(n, k, 1 - best_level) for n, k in sample.tests(best))
+    return Choice(float(sample.scores[best - 1]), rows / len(scores), 1 - wrong / rows, lower, rows)
+
+
+def fewest_inputs(target: float, confidence: float) -> int:
+    """The smallest number of different inputs on which anything can pass."""
+    return min(start for start, _ in _walks(0, target, 1 - confidence))
 
 
 def first_testable(target: float, delta: float, allowed: int = _ALLOWED_AT_START) -> int:
@@ -124,27 +129,49 @@ def traces_still_needed(
     return None
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """Different inputs in falling order of score: `scores` of those that may be accepted, and running sums that start
+    with 0: `rows`, `wrong` (disagreeing rows), `first_wrong` (inputs whose first row disagrees)."""
+
+    scores: AcceptScores
+    rows: NDArray[np.int64]
+    wrong: NDArray[np.int64]
+    first_wrong: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, scores: AcceptScores, agreement: Agreement, groups: Groups | None) -> "_Sample":
+        numbers = np.arange(len(scores)) if groups is None else groups
+        _, first, member = np.unique(numbers, return_index=True, return_inverse=True)
+        order = np.argsort(-scores[first], kind="stable")
+        wrong = np.bincount(member, weights=~agreement, minlength=len(first)).astype(np.int64)
+        columns = (np.bincount(member, minlength=len(first)), wrong, (~agreement[first]).astype(np.int64))
+        rows, wrong, first_wrong = (np.concatenate([[0], np.cumsum(column[order])]) for column in columns)
+        ordered = scores[first][order]
+        return cls(ordered[np.isfinite(ordered)], rows, wrong, first_wrong)
+
+    def tests(self, m: int) -> list[tuple[int, int]]:
+        """(rows, disagreements) that must pass where the first m inputs are accepted."""
+        return [(m, int(self.first_wrong[m])), (int(self.rows[m]), int(self.wrong[m]))]
+
+
 def _walks(n: int, target: float, delta: float) -> Iterator[tuple[int, float]]:
     main, spare = delta * _MAIN_SHARE, delta * (1 - _MAIN_SHARE)
     yield max(first_testable(target, main), int(n * _MAIN_START)), main
     yield first_testable(target, spare), spare
 
 
-def _walk(sorted_scores: AcceptScores, errors: NDArray[np.int64], start: int, test: tuple[float, float]) -> int:
-    """Rows accepted by the last threshold that passed; 0 where the first failed."""
+def _walk(sample: _Sample, start: int, test: tuple[float, float]) -> int:
+    """Inputs accepted by the last threshold that passed; 0 where the first failed."""
     error_rate, level = test
-    total = len(errors) - 1
+    scores, n_open = sample.scores, len(sample.scores)
     accepted = 0
-    for size in _sizes(start, len(sorted_scores), max(1, int(total * _STEP))):
-        # Everything tied with the boundary row stays out, so what is tested is what is accepted.
-        m = (
-            int(np.searchsorted(-sorted_scores, -sorted_scores[size - 1], side="left"))
-            if size < len(sorted_scores)
-            else size
-        )
-        if m <= accepted:
+    for size in _sizes(start, n_open, max(1, int((len(sample.rows) - 1) * _STEP))):
+        # Everything tied with the boundary stays out, so what is tested is what is accepted.
+        m = size if size == n_open else int(np.searchsorted(-scores, -scores[size - 1], side="left"))
+        if m <= accepted or m < start:
             continue
-        if binom.cdf(int(errors[m]), m, error_rate) > level:
+        if max(binom.cdf(wrong, n, error_rate) for n, wrong in sample.tests(m)) > level:
             break
         accepted = m
     return accepted

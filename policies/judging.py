@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.artifact import Certificate
-from policies.gate import Choice, beats_majority, choose_threshold, first_testable, traces_still_needed
+from policies.gate import Choice, beats_majority, choose_threshold, fewest_inputs, traces_still_needed
 from policies.learning import Learned
 from policies.settings import FitConfig
 
@@ -65,34 +65,28 @@ def _verdict(learned: Learned, config: FitConfig, target: float) -> _Verdict:
     nothing = Choice(None, 0.0, None, None, 0)
     if learned.problem is not None:
         return _Verdict(nothing, learned.problem)
-    scores, agreement, truth, predicted = _judged_rows(learned)
+    rows = learned.judged
+    truth, predicted, groups = learned.truth[rows], learned.predicted[rows], learned.groups[rows]
+    scores, agreement = learned.accept_scores[rows], truth == predicted
     delta = 1 - config.confidence
-    smallest = first_testable(target, delta, allowed=0)
-    if len(scores) < smallest:
-        missing = smallest - len(scores)
-        return _Verdict(
-            nothing, f"{len(scores)} traces cannot prove {target:g}: at least {smallest} are needed", missing
-        )
-    choice = choose_threshold(scores, agreement, target, config.confidence)
+    first = np.unique(groups, return_index=True)[1]
+    fewest = fewest_inputs(target, config.confidence)
+    if len(first) < fewest:
+        reason = f"{len(first)} different inputs cannot prove {target:g}: at least {fewest} are needed"
+        return _Verdict(nothing, reason, fewest - len(first))
+    choice = choose_threshold(scores, agreement, target, config.confidence, groups)
+    handled = scores >= choice.threshold if choice.threshold is not None else np.isfinite(scores)
+    if not beats_majority(truth, predicted, handled, delta):
+        return _Verdict(choice, "the surrogate does not beat always answering the most frequent label")
     if choice.threshold is None:
-        needed = traces_still_needed(len(scores), scores, agreement, target, config.confidence)
+        needed = traces_still_needed(len(first), scores[first], agreement[first], target, config.confidence)
         more = "no number of traces like these would do" if needed is None else f"about {needed} more traces might do"
         overall = float(agreement.mean())
         reason = f"no threshold proves {target:g} (the surrogate agrees on {overall:.3f} of all traces): {more}"
         return _Verdict(choice, reason, needed)
-    if not beats_majority(truth, predicted, scores >= choice.threshold, delta):
-        return _Verdict(choice, "the surrogate does not beat always answering the most frequent label")
     if choice.coverage < config.min_deploy_coverage:
         return _Verdict(choice, f"only {choice.coverage:.2%} of calls would be handled")
     return _Verdict(choice, None)
-
-
-def _judged_rows(
-    learned: Learned,
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
-    rows = learned.judged
-    truth, predicted = learned.truth[rows], learned.predicted[rows]
-    return learned.accept_scores[rows], truth == predicted, truth, predicted
 
 
 def _method(learned: Learned, choice: Choice) -> str:
@@ -129,7 +123,20 @@ def _notes(learned: Learned) -> list[str]:
             f"{apart} traces are learned from but do not count for the certificate: a policy in service deferred them, "
             "or they carry a weight, so they are not drawn as live calls are"
         )
+    notes += _repeats(learned)
     notes.append("agreement was measured on random folds: it holds for live calls that are drawn like the traces")
+    return notes
+
+
+def _repeats(learned: Learned) -> list[str]:
+    first = np.unique(learned.groups, return_index=True)[1]
+    repeats = len(learned.groups) - len(first)
+    if learned.problem is not None or not repeats:
+        return []
+    pairs = np.unique(np.stack([learned.groups, learned.truth]), axis=1).shape[1]
+    notes = [f"{repeats} traces repeat an earlier input: the certificate holds for the different inputs alone, too"]
+    if pairs > len(first):
+        notes.append(f"the teacher contradicts itself: {pairs - len(first)} inputs were given more than one label")
     return notes
 
 

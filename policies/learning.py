@@ -36,7 +36,8 @@ class Learned:
 
     `fitted` is None, with `problem` saying why, where there was nothing to learn. Row-wise arrays have shape (n,):
     `truth` (index of the teacher's label, -1 where the surrogate cannot say it), `predicted`, `accept_scores` (-inf
-    where the policy would defer whatever the threshold), `judged` (rows that may enter the certificate).
+    where the policy would defer whatever the threshold), `judged` (rows that may enter the certificate), `groups`
+    (number of the input: equal inputs, but for case and white space, have the same), `readable` (rows with features).
     """
 
     fitted: Fitted | None
@@ -51,6 +52,7 @@ class Learned:
     predicted: NDArray[np.int64]
     accept_scores: NDArray[np.float64]
     judged: NDArray[np.bool_]
+    groups: NDArray[np.int64]
     readable: NDArray[np.bool_]
     teacher_counts: Counter[str]
 
@@ -92,14 +94,15 @@ def learn(
     learnable = np.where(read.readable, truth, -1)
     if int((learnable >= 0).sum()) < _FEWEST_TRACES:
         return _nothing(traces, "too few traces hold text that can be read", labels, spec)
-    folds = random_folds(len(traces), config.seed)
+    groups = _groups(traces, embeddings)
+    folds = random_folds(groups, config.seed)
     scores, models = cross_validate(
         read.features, learnable, len(labels), folds, lambda fold: progress("surrogate", 0.1 + 0.6 * (fold + 1) / FOLDS)
     )
     predicted = scores.logits.argmax(axis=1)
     rows = np.flatnonzero(read.readable)
     progress("acceptor", 0.75)
-    acceptor, crossed = fit_acceptor(_at(scores, rows), (predicted == truth)[rows], config.seed)
+    acceptor, crossed = fit_acceptor(_at(scores, rows), (predicted == truth)[rows], groups[rows], config.seed)
     guard = fit_guard(_at(scores, rows), config.guard_budget)
     accept_scores = np.full(len(traces), -np.inf)
     accept_scores[rows] = np.where(guard.values(_at(scores, rows)) >= guard.threshold, crossed, -np.inf)
@@ -121,6 +124,7 @@ def learn(
         predicted=predicted,
         accept_scores=accept_scores,
         judged=_judged(traces),
+        groups=groups,
         readable=read.readable,
         teacher_counts=counts,
     )
@@ -153,9 +157,19 @@ def _nothing(traces: list[Trace], problem: str, labels: list[str], spec: str) ->
         predicted=np.full(n, -1),
         accept_scores=np.full(n, -np.inf),
         judged=_judged(traces),
+        groups=_groups(traces, None),
         readable=np.zeros(n, np.bool_),
         teacher_counts=Counter(trace.teacher for trace in traces),
     )
+
+
+def _groups(traces: list[Trace], embeddings: NDArray[np.float32] | None) -> NDArray[np.int64]:
+    numbers: dict[object, int] = {}
+    if embeddings is not None:
+        keys: list[object] = [row.tobytes() for row in embeddings]
+    else:
+        keys = [" ".join(trace.input.casefold().split()) for trace in traces]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
 
 def _judged(traces: list[Trace]) -> NDArray[np.bool_]:

@@ -30,11 +30,11 @@ def print_report(folder: str | Path) -> None:
     report = orjson.loads(read_file(folder, manifest, "report"))
     print_verdict(manifest)
     print_notes(manifest.certificate.notes)
-    table = Table("target", "coverage", "agreement", "proved", title="Frontier: what each target would give")
+    table = Table("target", "coverage", "agreement", title="Frontier: what each target would give")
     for row in frontier:
-        cells: tuple[str, ...] = ("refused", "", "")
+        cells: tuple[str, ...] = ("refused", "")
         if row["certified"]:
-            cells = tuple(f"{row[key]:.3f}" for key in ("coverage", "teacher_agreement", "teacher_agreement_lower"))
+            cells = tuple(f"{row[key]:.3f}" for key in ("coverage", "teacher_agreement"))
         table.add_row(f"{row['target']:g}", *cells)
     stdout.print(table)
     labels = sorted(report["labels"], key=lambda row: row["handled_share"] or 0.0)
@@ -60,7 +60,7 @@ def print_verdict(manifest: Manifest) -> None:
     else:
         stdout.print(
             f"certified ({certificate.method}): coverage {certificate.coverage:.3f}, agreement "
-            f"{certificate.teacher_agreement:.4f}, proved {certificate.teacher_agreement_lower:.4f}",
+            f"{certificate.teacher_agreement:.4f} (at least {certificate.target:g} proved)",
         )
         stdout.print(certificate.statement)
 

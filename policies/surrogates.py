@@ -89,13 +89,15 @@ def fit_softmax(
     return SoftmaxModel(solver.lexical, solver.dense, solver.bias, _centroids(features.dense, labels, n_labels))
 
 
-def random_folds(n: int, seed: int, folds: int = FOLDS) -> NDArray[np.int64]:
-    """Fold of each row: a random permutation modulo `folds`.
+def random_folds(groups: NDArray[np.int64], seed: int, folds: int = FOLDS) -> NDArray[np.int64]:
+    """Fold of each row: a random permutation of the groups modulo `folds`, so that equal inputs share a fold.
 
+    `groups` (n,) numbers the inputs. An input that is also in another fold would be scored by a model that has seen it.
     Not stratified: stratified folds hold a label's own count fixed while its rivals lose rows, which makes out-of-fold
     agreement optimistic where labels are small.
     """
-    return np.random.default_rng(seed).permutation(n) % folds
+    numbers, member = np.unique(groups, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(numbers)) % folds)[member]
 
 
 def cross_validate(

@@ -142,17 +142,19 @@ def to_seconds(moment: str) -> float:
 def merge(old: Sequence[Trace], new: Sequence[Trace]) -> list[Trace]:
     """Old traces, then those of `new` that are not among them.
 
-    Two traces are the same one only if they have the same `id`; the earlier is kept. Equal traces without an id are
-    all kept: how often an input occurs is what agreement is measured over.
+    Two traces are the same one if they have the same `id`; the earlier is kept. Without ids, the k-th trace of an input
+    and label in `new` is the same as the k-th in `old`: a file given twice adds nothing, and how often an input occurs
+    within a file still counts.
     """
     merged: list[Trace] = []
-    seen: set[str] = set()
+    seen: set[object] = set()
     for traces in (old, new):
+        said: Counter[tuple[str, str]] = Counter()
         for trace in traces:
-            if trace.id is None:
-                merged.append(trace)
-            elif trace.id not in seen:
-                seen.add(trace.id)
+            said[trace.input, trace.teacher] += trace.id is None
+            key = trace.id if trace.id is not None else (trace.input, trace.teacher, said[trace.input, trace.teacher])
+            if key not in seen:
+                seen.add(key)
                 merged.append(trace)
     return merged
 

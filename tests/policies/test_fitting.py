@@ -29,14 +29,20 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_learnable_task_is_certified_and_holds_on_new_calls(fitted: Path) -> None:
-    """Coverage is worth having and agreement on unseen calls is at least the target."""
-    policy = Policy.load(fitted)
-    result = evaluate(policy, make_traces(2_000, seed=1))
-    assert policy.certified
-    assert result.coverage > 0.5
-    assert result.teacher_agreement is not None
-    assert result.teacher_agreement >= 0.90
+def test_a_learnable_task_is_certified_and_holds_on_new_calls(tmp_path: Path) -> None:
+    """Coverage is worth having, and of eight fits no more fall below target on new calls than chance allows at 1 in 10.
+
+    More than three of eight would happen in one run of 200. `make long-tests` draws many more.
+    """
+    calls = make_traces(2_000, seed=1)
+    violations = 0
+    for seed in range(8):
+        fit_policy(make_traces(1_000, seed=100 + seed), tmp_path / str(seed), replace(_TARGET, seed=seed))
+        result = evaluate(Policy.load(tmp_path / str(seed)), calls)
+        assert result.coverage > 0.3
+        assert result.teacher_agreement is not None
+        violations += result.teacher_agreement < 0.90
+    assert violations <= 3
 
 
 def test_the_folder_holds_what_the_format_promises(fitted: Path) -> None:
@@ -191,23 +197,56 @@ def test_an_update_adds_traces_and_replaces_the_version(tmp_path: Path) -> None:
     assert result.replaced
     assert result.manifest.n_traces == 1_200
     assert result.manifest.certificate.target == 0.85
-    assert result.manifest.seed == 3
+    assert result.manifest.settings["seed"] == 3
     assert result.manifest.certificate.coverage > first.certificate.coverage
     assert Policy.load(tmp_path).version == result.manifest.version != first.version
 
 
-def test_a_refused_update_keeps_the_served_version_and_the_new_traces(tmp_path: Path) -> None:
-    """Bad new traces leave the certified policy serving; the next update has them all the same."""
+def test_a_refused_update_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    """Bad new traces change nothing, and leave nothing behind to spoil the next update."""
     first = fit_policy(make_traces(500), tmp_path, _TARGET).manifest
-    noise = make_traces(900, seed=9, noise=1.0)
-    result = update_policy(noise, tmp_path)
+    files = sorted(tmp_path.rglob("*"))
+    result = update_policy(make_traces(900, seed=9, noise=1.0), tmp_path)
     assert not result.replaced
     assert result.manifest.certificate.refused
-    policy = Policy.load(tmp_path)
-    assert policy.certified
-    assert policy.version == first.version
-    again = update_policy(make_traces(100, seed=11), tmp_path)
-    assert again.manifest.n_traces == 1_500
+    assert Policy.load(tmp_path).version == first.version
+    assert sorted(tmp_path.rglob("*")) == files
+    assert update_policy(make_traces(100, seed=11), tmp_path).manifest.n_traces == 600
+
+
+def test_an_update_keeps_every_setting_of_the_fit(tmp_path: Path) -> None:
+    """Also those that no option of the command shows."""
+    asked = FitConfig(0.80, 0.95, "static", "iid", "refit", 4, (0.8, 0.9), 0.02, 0.05)
+    fit_policy(make_traces(500), tmp_path, asked)
+    updated = update_policy(make_traces(100, seed=3), tmp_path).manifest.settings
+    assert FitConfig(**{**updated, "frontier_targets": tuple(updated["frontier_targets"])}) == asked
+
+
+def test_the_same_file_again_adds_nothing(tmp_path: Path) -> None:
+    """Traces without ids are known by what they say; a second update with them is no second evidence."""
+    traces = [replace(trace, id=None) for trace in make_traces(500)]
+    fit_policy(traces, tmp_path, FitConfig(0.8))
+    result = update_policy(traces, tmp_path)
+    assert result.manifest.n_traces == 500
+    assert any("0 new traces" in note for note in result.notes)
+
+
+def test_copies_of_a_file_prove_no_more_than_the_file(tmp_path: Path) -> None:
+    """Ten times the same lines: as many labels right out of fold, and a promise that still holds on new calls."""
+    traces = [replace(trace, id=None) for trace in make_traces(300, noise=0.03)]
+    once = fit_policy(traces, tmp_path / "once", FitConfig(0.95)).manifest.certificate
+    manifest = fit_policy(traces * 10, tmp_path / "ten", FitConfig(0.95)).manifest
+    assert manifest.certificate.refused == once.refused
+    assert manifest.certificate.coverage <= once.coverage + 0.1
+    assert any("2700 traces repeat" in note for note in manifest.certificate.notes)
+
+
+def test_a_teacher_that_contradicts_itself_is_named(tmp_path: Path) -> None:
+    """The same input under two labels is counted in a note."""
+    traces = make_traces(400)
+    odd = [replace(trace, id=None, teacher="loan") for trace in traces[:10] if trace.teacher != "loan"]
+    notes = fit_policy([*traces, *odd], tmp_path, FitConfig(0.8)).manifest.certificate.notes
+    assert any(f"{len(odd)} inputs were given more than one label" in note for note in notes)
 
 
 def test_an_update_of_nothing_says_what_to_do(tmp_path: Path) -> None:

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from policies.gate import beats_majority, choose_threshold, first_testable, lower_bound, traces_still_needed
+from policies.gate import (
+    beats_majority,
+    choose_threshold,
+    fewest_inputs,
+    first_testable,
+    lower_bound,
+    traces_still_needed,
+)
 
 
 def _draw(generator: np.random.Generator, n: int, slope: float, top: float) -> tuple[np.ndarray, np.ndarray]:
@@ -115,3 +122,36 @@ def test_it_says_how_many_more_traces_would_help() -> None:
     assert needed is not None
     assert 50 <= needed <= 2_000
     assert traces_still_needed(60, scores, np.zeros(60, bool), 0.97, 0.90) is None
+
+
+def test_copies_of_rows_are_not_evidence() -> None:
+    """Forty agreeing inputs, fifty times each, prove nothing; with as many different inputs they would."""
+    scores, agreement = np.tile(np.linspace(0.5, 1, 40), 50), np.ones(2_000, bool)
+    groups = np.tile(np.arange(40), 50)
+    assert choose_threshold(scores, agreement, 0.95, 0.90, groups).threshold is None
+    assert choose_threshold(scores, agreement, 0.95, 0.90).threshold is not None
+
+
+def test_frequent_inputs_that_disagree_count_as_often_as_they_come() -> None:
+    """One input in a thousand is wrong, but it is a fifth of all calls: no threshold that lets it through passes."""
+    scores = np.concatenate([np.linspace(0.5, 1, 1_000), np.full(249, 0.5)])
+    agreement = np.concatenate([[False], np.ones(999, bool), np.zeros(249, bool)])
+    groups = np.concatenate([np.arange(1_000), np.zeros(249, np.int64)])
+    choice = choose_threshold(scores, agreement, 0.95, 0.90, groups)
+    assert choice.threshold is not None
+    assert choice.threshold > 0.5
+    assert choice.agreement == 1.0
+
+
+def test_a_few_tied_rows_at_the_top_do_not_stop_the_walk() -> None:
+    """Ties can pull a step below the smallest sample that can pass; that step is left out, not failed."""
+    scores = np.array([1.0] * 5 + [0.9] * 995)
+    assert choose_threshold(scores, np.ones(1_000, bool), 0.95, 0.90).coverage == 1.0
+
+
+def test_the_fewest_inputs_are_those_of_the_shorter_walk() -> None:
+    """With fewer, nothing can pass; with as many, all agreeing, something does."""
+    fewest = fewest_inputs(0.95, 0.90)
+    for n, passes in ((fewest - 1, False), (fewest, True)):
+        found = choose_threshold(np.linspace(0, 1, n), np.ones(n, bool), 0.95, 0.90).threshold
+        assert (found is not None) == passes

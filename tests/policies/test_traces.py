@@ -222,10 +222,11 @@ def test_write_to_a_missing_folder(tmp_path: Path) -> None:
 
 
 def test_merge() -> None:
-    """Merging keeps one trace per id, the earlier one, and every trace without an id."""
+    """Merging keeps one trace per id, the earlier one; without ids, the k-th of the same words is the same trace."""
     old = [Trace("a", "x", id="1"), Trace("b", "x")]
     new = [Trace("a changed", "y", id="1"), Trace("b", "x"), Trace("c", "x", id="2"), Trace("c", "x", id="2")]
-    assert merge(old, new) == [old[0], old[1], Trace("b", "x"), Trace("c", "x", id="2")]
+    assert merge(old, new) == [old[0], old[1], Trace("c", "x", id="2")]
+    assert merge(old, [Trace("b", "x"), Trace("b", "x"), Trace("b", "y")]) == [*old, Trace("b", "x"), Trace("b", "y")]
 
 
 def test_speed(file: Path) -> None:
