@@ -4,6 +4,7 @@ Everything a provider could see or a client could miss travels: query, headers, 
 encoding they came. Hop-by-hop headers and our own do not.
 """
 
+import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -28,10 +29,13 @@ _OURS = b"x-tracer-"
 _DEFAULT_PATH = "/v1"
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 _LONGEST_HEADER = 65_536
-# Connections that may turn out to be closed before a call is given up; one failure makes the loop notice the others.
-_STALE_CONNECTIONS = 4
+# A kept-alive connection that was closed while idle says so within a round trip; a call being worked on takes longer.
+_IDLE_CLOSE_SECONDS = 0.05
 # Set by aiohttp unless told otherwise; the client's own headers are the only ones to travel.
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+
+# An end, a reset or a broken pipe where an answer should begin.
+_HUNG_UP = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +119,20 @@ class HttpUpstream:
         """Forward a call; a redirect is an answer like any other."""
         if self._session is None:
             raise RuntimeError("send before start")
-        for _ in range(_STALE_CONNECTIONS):
-            attempt = _Attempt()
-            try:
-                return _HttpAnswer(await self._request(self._session, call, attempt))
-            except (aiohttp.ServerDisconnectedError, ConnectionError) as error:
-                # An upstream may close an idle connection at the moment it is used again; it has not read the call
-                # then. On a connection of its own, or with a body that is gone, the same error is an answer.
-                if not attempt.reused or not isinstance(call.body, bytes):
-                    raise translate(error, self.name) from error
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        attempt = _Attempt()
+        try:
+            return _HttpAnswer(await self._request(self._session, call, attempt))
+        except _HUNG_UP as error:
+            # Nothing proves that the call was not read, so it goes out again only where a quick hang-up on a kept-alive
+            # connection makes an idle close almost certain, and only once.
+            if not attempt.closed_while_idle() or not isinstance(call.body, bytes):
                 raise translate(error, self.name) from error
-        raise UpstreamUnreachable(f"The upstream {self.name!r} keeps closing its connections.")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise translate(error, self.name) from error
+        try:
+            return _HttpAnswer(await self._request(self._session, call, _Attempt()))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise translate(error, self.name) from error
 
     async def _request(
         self, session: aiohttp.ClientSession, call: UpstreamCall, attempt: "_Attempt"
@@ -156,16 +162,20 @@ class HttpUpstream:
 
 @dataclass(slots=True)
 class _Attempt:
-    """Whether a request went out on a connection that had been used before."""
+    """When a request was sent on a connection that had been used before; None on a fresh one."""
 
-    reused: bool = False
+    reused_at: float | None = None
+
+    def closed_while_idle(self) -> bool:
+        """Whether a hang-up at this moment looks like one that was under way before the request came."""
+        return self.reused_at is not None and time.monotonic() - self.reused_at < _IDLE_CLOSE_SECONDS
 
 
 def _reuse_noticed() -> aiohttp.TraceConfig:
     config = aiohttp.TraceConfig()
 
     async def reused(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
-        context.trace_request_ctx.reused = True
+        context.trace_request_ctx.reused_at = time.monotonic()
 
     config.on_connection_reuseconn.append(reused)
     return config

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -51,10 +52,14 @@ def _ask(gateway: ThreadedGateway, body: bytes = BODY, script: str = "answer") -
 
 
 class _ClosingUpstream:
-    """Answers `served` calls on each connection and hangs up on the next one without a word."""
+    """Answers the first `served` calls of each connection, then hangs up on the next one's first byte without reading.
 
-    def __init__(self, served: int) -> None:
-        self.served, self.connections = served, 0
+    With `holds` it reads that call, keeps it for so many seconds, and hangs up without a word.
+    """
+
+    def __init__(self, served: int, holds: float | None = None) -> None:
+        self.connections = self.read = 0
+        self._served, self._holds = served, holds
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
         threading.Thread(target=self._run, daemon=True).start()
@@ -67,15 +72,23 @@ class _ClosingUpstream:
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rb") as stream:
-            for number in range(self.served + 1):
-                length = 0
-                while line := stream.readline().strip():
-                    if line.lower().startswith(b"content-length:"):
-                        length = int(line.split(b":")[1])
-                stream.read(length)
-                if number < self.served:
-                    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        with connection:
+            for _ in range(self._served):
+                self._read(connection)
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            select.select([connection], [], [], 10)
+            if self._holds is not None and self._read(connection):
+                threading.Event().wait(self._holds)
+
+    def _read(self, connection: socket.socket) -> bool:
+        received = b""
+        while not received.endswith(BODY.replace(b"tracer/new", b"gpt")):
+            piece = connection.recv(65_536)
+            if not piece:
+                return False
+            received += piece
+        self.read += 1
+        return True
 
     def close(self) -> None:
         self._socket.close()
@@ -90,7 +103,19 @@ def test_a_connection_closed_while_idle_is_replaced_unseen(tmp_path: Path, serve
             assert [_ask(gateway).status_code for _ in statuses] == statuses
     finally:
         upstream.close()
-    assert upstream.connections == 3
+    assert (upstream.connections, upstream.read) == (3, 3 * served)
+
+
+def test_a_call_that_was_worked_on_is_not_sent_again(tmp_path: Path) -> None:
+    """An upstream that takes a call and hangs up later may have done the work: the client is told, once."""
+    upstream = _ClosingUpstream(1, holds=0.3)
+    try:
+        with ThreadedGateway(_settings(tmp_path, {"base_url": upstream.url})) as gateway:
+            assert _ask(gateway).status_code == 200
+            assert _ask(gateway).status_code == 502
+    finally:
+        upstream.close()
+    assert (upstream.connections, upstream.read) == (1, 2)
 
 
 def _upstream_errors(gateway: ThreadedGateway, kind: str) -> float:
