@@ -96,8 +96,9 @@ class HttpUpstream:
 
     async def start(self) -> None:
         """Open the connection pool."""
+        # `connect` bounds all that comes before sending: the wait for a free connection, the look-up of the name, TLS.
         timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=self._settings.connect_timeout, sock_read=self._settings.read_timeout
+            total=None, connect=self._settings.connect_timeout, sock_read=self._settings.read_timeout
         )
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._settings.max_connections),

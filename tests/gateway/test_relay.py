@@ -392,6 +392,21 @@ def test_a_pool_serves_more_calls_than_it_has_connections(tmp_path: Path, teache
     assert teacher.most_at_once == 2
 
 
+def test_the_wait_for_a_free_connection_is_bounded(tmp_path: Path, teacher: ScriptedTeacher) -> None:
+    """`connect_timeout` holds for a pool that is taken, too."""
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nx-script: hang\r\nContent-Length: %d\r\n\r\n" % len(
+        BODY
+    )
+    upstream = {"base_url": teacher.url, "max_connections": 1, "connect_timeout": 0.2}
+    with ThreadedGateway(_settings(tmp_path, upstream)) as gateway, socket.socket() as connection:
+        connection.connect(("127.0.0.1", int(gateway.url.rpartition(":")[2])))
+        connection.sendall(request + BODY)
+        assert teacher.arrived.wait(5)
+        answer = _ask(gateway)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "upstream_timeout")
+        assert len(teacher.calls) == 1
+
+
 def test_a_bare_host_means_its_v1(tmp_path: Path, teacher: ScriptedTeacher) -> None:
     """`http://host` and `http://host/v1` are the same upstream; another path is kept."""
     for suffix, seen in [("", "/v1/models"), ("/v1/", "/v1/models"), ("/api/v3", "/api/v3/models")]:
