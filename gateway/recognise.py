@@ -18,8 +18,6 @@ from gateway.wire import ChatRequest, text_of
 from policies.types import Reason
 
 MODEL_PREFIX = "tracer/"
-# Labels of more tokens than this are sentences, and those are not learned.
-_ENOUGH_TOKENS = 32
 _INSTRUCTION_ROLES = frozenset({"system", "developer"})
 _MESSAGE_KEYS = frozenset({"role", "content", "name"})
 _PROMPT_KEYS = ("tools", "functions", "tool_choice", "response_format", "reasoning_effort", "verbosity")
@@ -102,7 +100,7 @@ def has_room(request: ChatRequest, label: str) -> bool:
     """Whether the call's token limit surely leaves room for `label`: no token is shorter than a byte."""
     limits = [request.body.get(key) for key in ("max_tokens", "max_completion_tokens")]
     given = [limit for limit in limits if limit is not None]
-    return not given or min(given) >= min(_ENOUGH_TOKENS, len(label.encode("utf-8", "replace")))
+    return not given or min(given) >= len(label.encode("utf-8", "replace"))
 
 
 def instructions(messages: list[dict[str, Any]]) -> str:

@@ -86,7 +86,9 @@ def count(
 
 
 def _to_trace(stored: StoredTrace) -> Trace:
-    reason = Reason(stored.reason) if stored.reason else None
+    # A reason that only a later version knows is still a deferral by a policy in service: not fair, never lost.
+    known = stored.reason in frozenset(Reason)
+    reason = (Reason(stored.reason) if known else Reason.UNCERTAIN) if stored.reason else None
     weight = 1 / stored.sampling_probability
     return Trace(stored.input, stored.teacher, stored.id, ts=stored.ts, weight=weight, reason=reason)
 

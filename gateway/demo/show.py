@@ -71,7 +71,7 @@ class Screen:
             return
         self.say(
             f"    certified on {verdict['n_traces']:,} traces: coverage {verdict['coverage']:.0%}, agreement "
-            f"{verdict['teacher_agreement']:.3f}, proved at least {verdict['teacher_agreement_lower']:.3f} "
+            f"{verdict['teacher_agreement']:.3f}, at least {verdict['target']:g} proved "
             f"({verdict['seconds']:.1f} s); the running gateway now serves it"
         )
 

@@ -81,8 +81,11 @@ def test_a_bad_configuration_exits_with_its_key(tmp_path: Path) -> None:
 
 
 def test_check_config_takes_the_example(tmp_path: Path) -> None:
-    """A valid file is said to be valid; a key that is not in the environment is named."""
-    missing = _tracer(tmp_path, "check-config", ROOT / "config.example.yaml")
+    """The example is valid as it is, and a key that is not in the environment is named."""
+    example = (ROOT / "config.example.yaml").read_text()
+    assert _tracer(tmp_path, "check-config", ROOT / "config.example.yaml").returncode == 0
+    (tmp_path / "key.yaml").write_text(example.replace("api_key_env: null", "api_key_env: OPENAI_API_KEY"))
+    missing = _tracer(tmp_path, "check-config", "key.yaml")
     assert "upstreams.openai.api_key_env: the environment has no OPENAI_API_KEY" in missing.stderr
     (tmp_path / "good.yaml").write_text("projects: {a: {policy: p}}")
     done = _tracer(tmp_path, "check-config", "good.yaml")

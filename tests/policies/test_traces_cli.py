@@ -137,3 +137,13 @@ def test_command_line(filled: str) -> None:
         process.stdout.close()
         assert process.stderr is not None
         assert process.stderr.read() == b""
+
+
+def test_export_says_why_a_call_was_deferred(url: str) -> None:
+    """The reason travels with the trace; one that only a later version knows is a deferral, not an error."""
+    store = Store.open(url)
+    base = StoredTrace(id="1", project="bank", input="a", teacher="x", ts=1.0, reason="no_policy")
+    store.append([base, replace(base, id="2", reason="novel"), replace(base, id="3", reason="from_the_future")])
+    store.close()
+    rows = [orjson.loads(line) for line in run("export", "--store", url).stdout_bytes.splitlines()]
+    assert [row["reason"] for row in rows] == ["no_policy", "novel", "uncertain"]
