@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.asgi import PLAIN_HEADERS
+from gateway.asgi import LOCAL_HEADERS
 from gateway.endpoints.chat import Chat
 from gateway.endpoints.classify import Classify
 from gateway.endpoints.health import Health, Liveness, MetricsPage, Readiness
@@ -80,5 +80,5 @@ def _answered(request: Request, error: AnswerableError) -> Response:
     services: Services = request.app.state.services
     services.metrics.errors.labels(error.code).inc()
     response = Response(error.body(), error.status, media_type="application/json")
-    response.raw_headers.extend(PLAIN_HEADERS)
+    response.raw_headers.extend(LOCAL_HEADERS)
     return response

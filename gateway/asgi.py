@@ -11,8 +11,24 @@ from gateway.errors import AnswerableError, BodyTooLarge, ClientGone
 
 Headers = list[tuple[bytes, bytes]]
 
-# For answers that concern no project.
-PLAIN_HEADERS: Headers = [(b"x-tracer-lane", b"teacher"), (b"x-tracer-decision", b"deferred")]
+_NONE = b"none"
+
+
+def _headers(lane: bytes, decision: bytes, project: bytes = _NONE, policy: bytes = _NONE) -> Headers:
+    return [
+        (b"x-tracer-lane", lane),
+        (b"x-tracer-decision", decision),
+        (b"x-tracer-score", _NONE),
+        (b"x-tracer-reason", _NONE),
+        (b"x-tracer-policy", policy),
+        (b"x-tracer-project", project),
+    ]
+
+
+# For answers of the gateway's own, on which nobody decided: health pages, errors before a call was read.
+LOCAL_HEADERS = _headers(_NONE, _NONE)
+# For calls of no project, which the teacher answers.
+RELAYED_HEADERS = _headers(b"teacher", b"deferred")
 _JSON_TYPE = b"application/json"
 
 
@@ -52,20 +68,22 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 
 def tracer_headers(project: str, decision: Decision, call_id: str) -> Headers:
-    """The x-tracer headers of a project's call; what does not apply is left out."""
-    found: Headers = [
+    """The x-tracer headers of a project's call; `none` stands for what there is not."""
+    score, reason, policy = decision.accept_score, decision.reason, decision.policy_version
+    return [
         (b"x-tracer-lane", decision.lane.encode()),
         (b"x-tracer-decision", decision.word.encode()),
+        (b"x-tracer-score", _NONE if score is None else b"%.4f" % score),
+        (b"x-tracer-reason", _NONE if reason is None else reason.encode()),
+        (b"x-tracer-policy", _NONE if policy is None else policy.encode()),
         (b"x-tracer-project", project.encode()),
         (b"x-tracer-id", call_id.encode()),
     ]
-    if decision.accept_score is not None:
-        found.append((b"x-tracer-score", b"%.4f" % decision.accept_score))
-    if decision.reason is not None:
-        found.append((b"x-tracer-reason", decision.reason.encode()))
-    if decision.policy_version is not None:
-        found.append((b"x-tracer-policy", decision.policy_version.encode()))
-    return found
+
+
+def batch_headers(project: str, policy_version: str | None) -> Headers:
+    """The x-tracer headers of many decisions at once: lane, decision and reason stand in the body, row by row."""
+    return _headers(_NONE, _NONE, project.encode(), _NONE if policy_version is None else policy_version.encode())
 
 
 async def send_bytes(send: Send, status: int, content_type: bytes, body: bytes, headers: Headers) -> None:
@@ -75,11 +93,11 @@ async def send_bytes(send: Send, status: int, content_type: bytes, body: bytes, 
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_json(send: Send, value: Any, headers: Headers = PLAIN_HEADERS, status: int = 200) -> None:
+async def send_json(send: Send, value: Any, headers: Headers = LOCAL_HEADERS, status: int = 200) -> None:
     """One JSON answer."""
     await send_bytes(send, status, _JSON_TYPE, orjson.dumps(value), headers)
 
 
-async def send_error(send: Send, error: AnswerableError, headers: Headers = PLAIN_HEADERS) -> None:
+async def send_error(send: Send, error: AnswerableError, headers: Headers = LOCAL_HEADERS) -> None:
     """An error in OpenAI's shape."""
     await send_bytes(send, error.status, _JSON_TYPE, error.body(), headers)

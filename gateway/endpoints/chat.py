@@ -4,7 +4,7 @@ import logging
 from time import perf_counter
 
 from gateway.answer import EVENT_STREAM, JSON, readable, render, render_stream
-from gateway.asgi import new_id, send_bytes, tracer_headers
+from gateway.asgi import RELAYED_HEADERS, new_id, send_bytes, tracer_headers
 from gateway.decide import Decision, Lane, decide, deferred
 from gateway.endpoints.exchange import Endpoint, Exchange
 from gateway.errors import AnswerableError, InvalidRequest
@@ -30,6 +30,7 @@ class Chat(Endpoint):
         request = parse_chat(raw)
         found = self._recognise(request, exchange.project_header)
         if found is None:
+            exchange.headers = RELAYED_HEADERS
             self.metrics.requests.labels("", Lane.TEACHER, "").inc()
             await self._forward(exchange, self.services.upstream_of(None), raw, copied=False)
             lane = Lane.TEACHER

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.asgi import PLAIN_HEADERS, Headers, header, read_body, send_error, send_json
+from gateway.asgi import LOCAL_HEADERS, Headers, header, read_body, send_error, send_json
 from gateway.decide import Decision
 from gateway.errors import AnswerableError, ClientGone
 from gateway.services import Services
@@ -37,7 +37,7 @@ class Endpoint(ABC):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
-        exchange = Exchange(scope, receive, send, PLAIN_HEADERS)
+        exchange = Exchange(scope, receive, send, LOCAL_HEADERS)
         try:
             await self.serve(exchange)
         except ClientGone:

@@ -4,7 +4,7 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from gateway.asgi import PLAIN_HEADERS, send_bytes
+from gateway.asgi import LOCAL_HEADERS, send_bytes
 from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
 from gateway.registry import Serving
 
@@ -32,7 +32,7 @@ class MetricsPage(Endpoint):
     async def serve(self, exchange: Exchange) -> None:
         """Answer."""
         page = generate_latest(self.metrics.registry)
-        await send_bytes(exchange.send, 200, CONTENT_TYPE_LATEST.encode(), page, PLAIN_HEADERS)
+        await send_bytes(exchange.send, 200, CONTENT_TYPE_LATEST.encode(), page, LOCAL_HEADERS)
 
 
 class Health(Endpoint):

@@ -2,7 +2,7 @@
 
 from starlette.types import Scope
 
-from gateway.asgi import header
+from gateway.asgi import RELAYED_HEADERS, header
 from gateway.decide import Lane
 from gateway.endpoints.exchange import Endpoint, Exchange
 from gateway.errors import NotFound
@@ -15,6 +15,7 @@ class Passthrough(Endpoint):
 
     async def serve(self, exchange: Exchange) -> None:
         """Relay one call."""
+        exchange.headers = RELAYED_HEADERS
         self.metrics.requests.labels("", Lane.TEACHER, "").inc()
         upstream = self.services.upstream_of(None)
         scope = exchange.scope

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.asgi import new_id, tracer_headers
+from gateway.asgi import batch_headers, new_id, tracer_headers
 from gateway.decide import Decision, decide, deferred
 from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
 from gateway.errors import InvalidRequest
@@ -51,6 +51,7 @@ class PredictBatch(Predict):
         project = project_of(self.services, exchange, body)
         serving = self.services.registry.serving(project)
         key, given = _one_of(body, "embeddings", "inputs")
+        exchange.headers = batch_headers(project, serving.version)
         if type(given) is not list:
             raise InvalidRequest(f"{key!r} should be an array.", param=key)
         if len(given) > _ROWS_ON_LOOP:

@@ -91,7 +91,7 @@ def test_a_path_or_method_that_does_not_exist_is_an_openai_error(
     """With the x-tracer headers every response has."""
     answer = httpx.request(method, f"{gateway.url}{path}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-    assert answer.headers["x-tracer-decision"] == "deferred"
+    assert answer.headers["x-tracer-decision"] == "none"
     assert ("allow" in answer.headers) == (status == 405)
 
 
@@ -100,6 +100,27 @@ def test_a_fault_of_ours_is_a_500_in_the_same_shape(gateway: ThreadedGateway, mo
     monkeypatch.setattr(gateway.services.registry, "serving", None)
     answer = httpx.get(f"{gateway.url}/health")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
-    assert answer.headers["x-tracer-lane"] == "teacher"
+    assert answer.headers["x-tracer-lane"] == "none"
     assert gateway.metric("tracer_internal_errors_total", where="endpoint") == 1
     assert httpx.get(f"{gateway.url}/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/healthz", None),
+        ("GET", "/metrics", None),
+        ("GET", "/nothing", None),
+        ("POST", "/v1/chat/completions", "{"),
+        ("POST", "/v1/chat/completions", '{"model": "tracer/unknown", "messages": [{"role": "user", "content": "x"}]}'),
+        ("POST", "/predict_batch", '{"inputs": ["a"]}'),
+        ("POST", "/predict", '{"input": "a"}'),
+    ],
+)
+def test_every_response_carries_the_six_headers(
+    gateway: ThreadedGateway, method: str, path: str, body: str | None
+) -> None:
+    """Also those on which nobody decided: they say `none`, and never claim that a teacher was asked."""
+    headers = httpx.request(method, gateway.url + path, content=body).headers
+    assert all(headers[f"x-tracer-{name}"] for name in ("decision", "score", "reason", "policy", "project"))
+    assert headers["x-tracer-lane"] in ({"surrogate", "teacher"} if path == "/predict" else {"none"})
