@@ -72,7 +72,7 @@ def _verdict(learned: Learned, config: FitConfig, target: float) -> _Verdict:
     first = np.unique(groups, return_index=True)[1]
     fewest = fewest_inputs(target, config.confidence)
     if len(first) < fewest:
-        reason = f"{len(first)} different inputs cannot prove {target:g}: at least {fewest} are needed"
+        reason = f"{len(first)} different inputs in the traces cannot prove {target:g}: at least {fewest} are needed"
         return _Verdict(nothing, reason, fewest - len(first))
     choice = choose_threshold(scores, agreement, target, config.confidence, groups)
     handled = scores >= choice.threshold if choice.threshold is not None else np.isfinite(scores)

@@ -107,7 +107,7 @@ def _learn(stack: Stack, forwarded: int, screen: Screen) -> None:
 def _show_two_calls(calls: Sequence[Call], application: Application, screen: Screen) -> None:
     for title, shown in (
         ("A handled call in full: answered by the gateway itself", [call for call in calls if call.handled]),
-        ("A deferred call in full: the teacher's own answer", [call for call in calls if call.reason is not None]),
+        ("A deferred call in full: the teacher's own answer", [call for call in calls if call.lane == "teacher"]),
     ):
         fitting = [call for call in shown if len(call.message.text) in _SHOWN_CHARS] or shown
         if fitting:
