@@ -45,8 +45,6 @@ class Call:
     seconds: float
     label: str | None = None
     lane: str = ""
-    reason: str | None = None
-    policy: str | None = None
     usage: Usage = field(default_factory=Usage)
     error: str | None = None
 
@@ -136,8 +134,6 @@ async def _call(client: openai.AsyncOpenAI, application: Application, message: M
         seconds,
         label=completion.choices[0].message.content,
         lane=answer.headers.get("x-tracer-lane", ""),
-        reason=answer.headers.get("x-tracer-reason"),
-        policy=answer.headers.get("x-tracer-policy"),
         usage=Usage(usage.prompt_tokens, usage.completion_tokens) if usage else Usage(),
     )
 
