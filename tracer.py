@@ -35,6 +35,7 @@ _COMMANDS = {
     "gateway.demo.cli": ("demo",),
     "policies.cli": ("fit", "update"),
     "policies.inspect_cli": ("evaluate", "report"),
+    "policies.scan_cli": ("scan",),
     "policies.traces_cli": ("traces",),
 }
 

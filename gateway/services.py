@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gateway.decide import Decider
 from gateway.errors import NoUpstream
 from gateway.metrics import Metrics
 from gateway.providers import ProviderUpstream
@@ -21,6 +22,7 @@ class Services:
     metrics: Metrics
     recogniser: Recogniser
     registry: Registry
+    decider: Decider
     upstreams: Mapping[str, Upstream]
     traces: TraceLog
 
@@ -41,6 +43,7 @@ def build_services(settings: Settings, environ: Mapping[str, str]) -> Services:
         metrics,
         Recogniser(settings),
         Registry(settings, metrics),
+        Decider(metrics),
         {name: _upstream(settings, name, environ) for name in settings.upstreams},
         TraceLog(store.url, store.spool, store.queue_size, metrics),
     )

@@ -14,71 +14,147 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from policies.blocks import Floats
-from policies.surrogates import FOLDS, Scores, random_folds, softmax
+from policies.folds import FOLDS, random_folds
+from policies.surrogates import Scores, softmax
 
 Agreement = NDArray[np.bool_]
 
 # Probabilities are clipped here before a log: float32 in the graph cannot tell 1 - 1e-7 from 1.
 CLIP = 1e-6
+# A regression learned from the traces knows nothing of what is unlike them: it trusts far-off inputs as it trusts near
+# ones. So an energy more than one standard deviation below the traces' mean lowers the log-odds by this much a
+# deviation. On CLINC150 it halves what is answered of out-of-scope calls and costs no measurable coverage.
+CAUTION = 0.5
+CAUTION_FROM = 1.0
 # With fewer disagreements (or agreements) than this the regression has nothing to learn from: the logit gap decides.
 _FEWEST_OF_A_KIND = 30
 _RELIABILITY_PRIOR = 5.0
+# Some fifty weights learn no more from a million rows than from these.
+_MOST_ROWS = 30_000
+_N_TOP = 3
+_TAIL = 7
 
 
 @dataclass(frozen=True)
-class Acceptor:
-    """`model` maps accept features (n, F) to agreement probabilities; `reliability` (K,) is a log-odds a label."""
+class Table:
+    """What the acceptor and the guard read of n rows.
 
-    model: LogisticRegression
-    reliability: Floats
+    `columns` (n, F - 1) are the accept features but for the reliability, `predicted` (n,) the surrogate's labels.
+    """
 
-    def accept_scores(self, scores: Scores) -> NDArray[np.float64]:
-        """Probability of agreement of each row, shape (n,)."""
-        table = accept_features(scores, self.reliability[scores.logits.argmax(axis=1)])
-        return np.asarray(self.model.predict_proba(table)[:, 1])
+    columns: Floats
+    predicted: NDArray[np.int64]
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.predicted)
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Table":
+        """Some of the rows."""
+        return Table(self.columns[rows], self.predicted[rows], self.width)
+
+    @property
+    def energy(self) -> Floats:
+        """Log-sum-exp of the logits, (n,)."""
+        return self.columns[:, energy_column(self.width)]
+
+    @property
+    def similarity(self) -> Floats:
+        """Largest cosine to a label's centroid, (n,)."""
+        return self.columns[:, similarity_column(self.columns.shape[1] + 1)]
 
 
-def accept_features(scores: Scores, reliability: Floats) -> Floats:
-    """The table the acceptor reads, (n, F), F = 10 R + 2 (fewer with two labels).
+def energy_column(width: int) -> int:
+    """Where the energy of the logits stands in the accept features; `width` is the number of columns a view."""
+    return width - 3
 
-    For each of R views (the logits, each part of them where there are two, the similarities): log-odds of the three
+
+def similarity_column(n_features: int) -> int:
+    """Where the largest similarity stands in the accept features: the last view's maximum."""
+    return n_features - 4
+
+
+def view_width(n_labels: int) -> int:
+    """Columns a view."""
+    return min(_N_TOP, n_labels) + _TAIL
+
+
+def gap_column(n_labels: int) -> int:
+    """Where the logits' gap stands in the accept features."""
+    return min(_N_TOP, n_labels) + 2
+
+
+def describe(scores: Scores) -> Table:
+    """The table of scored rows. F = 10 R + 2 (fewer with two labels).
+
+    For each of R views (the logits, each part of them where there are several, the similarities): log-odds of the three
     highest probabilities and of the predicted label's, then the predicted label's value, its gap to the best rival, the
-    gap's sign, log-sum-exp, maximum and entropy. Then the log-odds of the predicted label's past agreement,
-    `reliability` (n,), and the log of the length. `export` repeats this node by node.
+    gap's sign, log-sum-exp, maximum and entropy. Then the log of the length, and, not in the table, the log-odds of the
+    predicted label's past agreement. `export` repeats this node by node.
     """
     views = scores.views
     rows, wide = np.arange(len(views)), views.shape[2]
     predicted = views[:, 0].argmax(axis=1)
     probabilities = softmax(views)
-    top = -np.partition(-probabilities, range(min(3, wide)), axis=2)[:, :, : min(3, wide)]
+    n_top = min(_N_TOP, wide)
+    top = -np.partition(-probabilities, range(n_top), axis=2)[:, :, :n_top]
     own_probability = probabilities[rows, :, predicted][:, :, None]
     own = views[rows, :, predicted]
-    rivals = views.copy()
-    rivals[rows, :, predicted] = -np.inf
-    gap = own - rivals.max(axis=2)
     highest = views.max(axis=2)
     energy = highest + np.log(np.exp(views - highest[:, :, None]).sum(axis=2))
     entropy = energy - (probabilities * views).sum(axis=2)
+    rivals = views.copy()
+    rivals[rows, :, predicted] = -np.inf
+    gap = own - rivals.max(axis=2)
     odds = log_odds(np.concatenate([top, own_probability], axis=2))
     columns = np.stack([own, gap, np.sign(gap), energy, highest, entropy], axis=2)
-    table = np.concatenate([odds, columns], axis=2).reshape(len(views), -1)
-    return np.column_stack([table, reliability, scores.lengths]).astype(np.float32)
+    table = np.concatenate([odds, columns], axis=2)
+    table = table.reshape(len(views), table.shape[1] * table.shape[2])
+    return Table(np.column_stack([table, scores.lengths]).astype(np.float32), predicted, view_width(wide))
+
+
+@dataclass(frozen=True)
+class Acceptor:
+    """Log-odds of agreement: `weights` (F,) on the accept features, `bias`, and the caution about low energies.
+
+    `reliability` (K,) is the log-odds of past agreement a label, the last accept feature.
+    """
+
+    weights: NDArray[np.float64]
+    bias: float
+    reliability: Floats
+    energy_mean: float
+    energy_std: float
+
+    def log_odds(self, table: Table) -> NDArray[np.float64]:
+        """Of each row, (n,)."""
+        own = self.reliability[table.predicted].astype(np.float64)
+        z = (table.energy.astype(np.float64) - self.energy_mean) / self.energy_std
+        plain = table.columns.astype(np.float64) @ self.weights[:-1] + own * self.weights[-1] + self.bias
+        return np.asarray(plain + CAUTION * np.minimum(z + CAUTION_FROM, 0.0))
+
+    def accept_scores(self, table: Table) -> NDArray[np.float64]:
+        """Probability of agreement of each row, (n,), lowered where the energy is unlike the traces'."""
+        return np.asarray(1 / (1 + np.exp(-self.log_odds(table))))
 
 
 def fit_acceptor(
-    scores: Scores, agreement: Agreement, groups: NDArray[np.int64], seed: int
+    table: Table, agreement: Agreement, groups: NDArray[np.int64], n_labels: int, seed: int
 ) -> tuple[Acceptor, NDArray[np.float64]]:
     """The acceptor of all rows, and each row's cross-fitted accept score, (n,). `groups` (n,) numbers the inputs."""
     folds = random_folds(groups, seed + 1)
     inner = random_folds(groups, seed + 2)
     # One kind for all: a threshold chosen on the scores of one kind means nothing on those of the other.
     regression = min(_fewest_of_a_kind(agreement[folds != fold]) for fold in range(FOLDS)) >= _FEWEST_OF_A_KIND
+
+    def fit(rows: NDArray[np.int64]) -> Acceptor:
+        return _fit(table.take(rows), agreement[rows], inner[rows], n_labels, regression)
+
     crossed = np.zeros(len(agreement))
     for fold in range(FOLDS):
-        learn, held = folds != fold, folds == fold
-        acceptor = _fit(_rows(scores, learn), agreement[learn], inner[learn], regression)
-        crossed[held] = acceptor.accept_scores(_rows(scores, held))
-    return _fit(scores, agreement, inner, regression), crossed
+        held = np.flatnonzero(folds == fold)
+        crossed[held] = fit(np.flatnonzero(folds != fold)).accept_scores(table.take(held))
+    return fit(np.arange(len(agreement))), crossed
 
 
 def log_odds(probability: Floats) -> Floats:
@@ -91,52 +167,43 @@ def _fewest_of_a_kind(agreement: Agreement) -> int:
     return min(int(agreement.sum()), int((~agreement).sum()))
 
 
-def _fit(scores: Scores, agreement: Agreement, inner: NDArray[np.int64], regression: bool) -> Acceptor:
-    predicted = scores.logits.argmax(axis=1)
-    n_labels = scores.logits.shape[1]
-    reliability = _reliability(predicted, agreement, n_labels)
+def _fit(table: Table, agreement: Agreement, inner: NDArray[np.int64], n_labels: int, regression: bool) -> Acceptor:
+    reliability = _reliability(table.predicted, agreement, n_labels)
+    if regression:
+        weights, bias = _regression(table, agreement, inner, n_labels)
+    else:
+        weights, bias = np.zeros(table.columns.shape[1] + 1), 0.0
+        weights[gap_column(n_labels)] = 1.0
+    energy = table.energy.astype(np.float64)
+    return Acceptor(weights, bias, reliability, float(energy.mean()), float(max(energy.std(), 1e-6)))
+
+
+def _regression(
+    table: Table, agreement: Agreement, inner: NDArray[np.int64], n_labels: int
+) -> tuple[NDArray[np.float64], float]:
+    """Weights and bias of a regression on standardised columns, put back on the columns as they are."""
     # A learning row's reliability comes from other folds' rows. Leaving out just the row itself would let the
     # regression read its agreement off: the more its label's others agree, the less it did.
-    own = np.zeros(len(predicted), np.float32)
+    own = np.zeros(len(table), np.float32)
     for fold in range(FOLDS):
         held = inner == fold
-        own[held] = _reliability(predicted[~held], agreement[~held], n_labels)[predicted[held]]
-    table = accept_features(scores, own)
-    model = _regression(table, agreement) if regression else _gap_only(table.shape[1], min(3, n_labels))
-    return Acceptor(model, reliability)
-
-
-def _reliability(predicted: NDArray[np.int64], agreement: Agreement, n_labels: int) -> Floats:
-    """Log-odds of each predicted label's agreement, (K,), drawn towards that of all rows."""
-    hits = np.bincount(predicted, weights=agreement, minlength=n_labels)
-    counts = np.bincount(predicted, minlength=n_labels)
-    prior = _RELIABILITY_PRIOR * (agreement.mean() if len(agreement) else 0.5)
-    return log_odds((hits + prior) / (counts + _RELIABILITY_PRIOR))
-
-
-def _regression(table: Floats, agreement: Agreement) -> LogisticRegression:
-    """A regression on standardised columns, its weights then put back on the columns as they are."""
-    scaler = StandardScaler().fit(table)
+        own[held] = _reliability(table.predicted[~held], agreement[~held], n_labels)[table.predicted[held]]
+    rows = np.linspace(0, len(table) - 1, min(len(table), _MOST_ROWS)).astype(np.int64)
+    features = np.column_stack([table.columns[rows], own[rows]]).astype(np.float64)
+    scaler = StandardScaler().fit(features)
     model = LogisticRegression(max_iter=500)
     with warnings.catch_warnings():
         # An acceptor short of the optimum is still a score; the gate judges it.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(scaler.transform(table), agreement.astype(np.int64))
-    model.coef_ = model.coef_ / scaler.scale_
-    model.intercept_ = model.intercept_ - model.coef_ @ scaler.mean_
-    return model
+        model.fit(scaler.transform(features), agreement[rows].astype(np.int64))
+    weights = model.coef_[0] / scaler.scale_
+    return weights, float(model.intercept_[0] - weights @ scaler.mean_)
 
 
-def _gap_only(n_features: int, n_top: int) -> LogisticRegression:
-    """A model that ranks by the gap between the two highest logits alone."""
-    model = LogisticRegression()
-    model.classes_ = np.array([0, 1])
-    model.coef_ = np.zeros((1, n_features))
-    model.coef_[0, n_top + 2] = 1.0
-    model.intercept_ = np.zeros(1)
-    model.n_features_in_ = n_features
-    return model
-
-
-def _rows(scores: Scores, keep: Agreement) -> Scores:
-    return Scores(tuple(part[keep] for part in scores.parts), scores.similarity[keep], scores.lengths[keep])
+def _reliability(predicted: NDArray[np.int64], agreement: Agreement, n_labels: int) -> Floats:
+    """Log-odds of agreement of each predicted label, drawn towards the overall share where rows are few, (K,)."""
+    overall = float(agreement.mean()) if len(agreement) else 0.5
+    count = np.bincount(predicted, minlength=n_labels)
+    agreed = np.bincount(predicted, weights=agreement, minlength=n_labels)
+    share = (agreed + _RELIABILITY_PRIOR * overall) / (count + _RELIABILITY_PRIOR)
+    return log_odds(share)

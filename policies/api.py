@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from policies.embeddings import read_embeddings
-from policies.fitting import FitResult, Progress, fit_policy, silent, update_policy
+from policies.fitting import FitResult, fit_policy, silent, update_policy
+from policies.learning import Progress
 from policies.settings import FitConfig
 from policies.traces import TraceFile, read_traces
 
@@ -27,7 +28,7 @@ def fit(
     the file is used where there is one; else the features are read off the texts. Raises TraceError, FitError,
     ExportError or ArtifactError.
     """
-    found = read_traces(trace_path, skip_bad=skip_bad)
+    found = read_traces(trace_path, skip_bad=skip_bad, on_read=lambda share: progress("reading traces", 0.02 * share))
     result = fit_policy(found.traces, artifact_dir, config, _embeddings(trace_path, embeddings), progress)
     return _with_skipped(result, found)
 
@@ -45,7 +46,9 @@ def update(
 
     Raises what `fit` raises, and PolicyMissing or PolicyDamaged.
     """
-    found = read_traces(new_trace_path, skip_bad=skip_bad)
+    found = read_traces(
+        new_trace_path, skip_bad=skip_bad, on_read=lambda share: progress("reading traces", 0.02 * share)
+    )
     result = update_policy(found.traces, artifact_dir, config, _embeddings(new_trace_path, new_embeddings), progress)
     return _with_skipped(result, found)
 

@@ -1,8 +1,9 @@
 """The policy folder: versions side by side, and one manifest that says which of them is served.
 
     PATH/manifest.json                  names every file of the served version by path, size and SHA-256
-    PATH/versions/<version>/...         model.onnx, tokenizer.json, certificate.json, frontier.json, report.json,
-                                        traces.jsonl
+    PATH/versions/<version>/...         model.onnx (and model_2.onnx of a cascade), tokenizer.json, certificate.json,
+                                        frontier.json, report.json, traces.jsonl
+    PATH/encoders/<sha256>/...          what the transformer or endpoint block needs; versions share it
 
 A version is written whole, flushed to disk, and only then does one rename of `manifest.json` make it the served one: a
 reader sees the old version or the new one, never a mixture. Nothing in the folder is executable; JSON and ONNX only.
@@ -21,11 +22,13 @@ import orjson
 
 from policies.errors import ArtifactError, PolicyDamaged, PolicyMissing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 _VERSIONS = "versions"
+_ENCODERS = "encoders"
 # Old versions stay for a rollback, and for a reader that is half way through one when the next is written.
 _KEPT_VERSIONS = 5
+_KEPT_ENCODERS = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Certificate:
 
     `coverage` and `teacher_agreement` are out-of-fold shares on the traces. What is promised is `target`;
     `teacher_agreement_lower`, the exact one-sided bound at the chosen threshold alone, is never below it. `refused`
-    comes with a `reason`, and with `traces_needed` where more would help.
+    comes with a `reason`, and with `traces_needed` where more would help. `ruling` names the measurement that decided,
+    `measurements` has what each of them says; `n_effective` is the number of unrelated traces that would say as much.
     """
 
     refused: bool
@@ -47,10 +51,13 @@ class Certificate:
     teacher_agreement_lower: float | None
     n_handled: int
     n_judged: int
+    n_effective: float | None
     assume: str
+    ruling: str | None
     mode: str
     statement: str
     traces_needed: int | None = None
+    measurements: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -64,8 +71,29 @@ class File:
 
 
 @dataclass(frozen=True)
+class StageEntry:
+    """One stage as it is served: the role of its graph, its thresholds, and what the graph is fed.
+
+    `threshold` is the accept score to reach (None: nothing but protected labels is answered), `guard_threshold` the
+    guard value. `n_lexical_tokens` is the offset of the
+    bigrams (None: no lexical block), `tokens` and `encoded` whether the graph reads token ids, and a vector.
+    """
+
+    model: str
+    threshold: float | None
+    guard_threshold: float
+    tokens: bool
+    n_lexical_tokens: int | None
+    encoded: bool
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says. `threshold` and `guard_threshold` are None where nothing is certified."""
+    """What `manifest.json` says. `stages`, cheapest first, are empty where nothing is certified.
+
+    `threshold` is the last stage's, or None. `protected` maps labels that have a threshold of their own to it;
+    None: never answered.
+    """
 
     version: str
     created: str
@@ -74,7 +102,8 @@ class Manifest:
     embedding_dim: int | None
     labels: list[str]
     threshold: float | None
-    guard_threshold: float | None
+    stages: list[StageEntry]
+    protected: dict[str, float | None]
     max_chars: int
     n_traces: int
     n_labels: int
@@ -155,16 +184,23 @@ def read_file(path: str | Path, manifest: Manifest, role: str) -> bytes:
     return content
 
 
-def write_version(path: str | Path, manifest: Manifest, contents: Mapping[str, tuple[str, bytes]]) -> Manifest:
+def write_version(
+    path: str | Path,
+    manifest: Manifest,
+    contents: Mapping[str, tuple[str, bytes]],
+    encoder: Mapping[str, bytes] | None = None,
+) -> Manifest:
     """Write a version and make it the served one. Returns the manifest as written, with its files.
 
-    `contents` maps a role to (file name, bytes). Raises ArtifactError where the folder cannot be written; the version
-    served before then stays served.
+    `contents` maps a role to (file name, bytes). `encoder` maps file names to bytes: they are large and seldom change,
+    so versions share them; their roles are `encoder/` and the name. Raises ArtifactError where the folder cannot be
+    written; the version served before then stays served.
     """
     root = Path(path)
     relative = f"{_VERSIONS}/{manifest.version}"
     try:
         (root / _VERSIONS).mkdir(parents=True, exist_ok=True)
+        written = _write_encoder(root, encoder) if encoder else {}
         staging = Path(tempfile.mkdtemp(prefix=".new-", dir=root / _VERSIONS))
         try:
             staging.chmod(0o755)
@@ -176,13 +212,34 @@ def write_version(path: str | Path, manifest: Manifest, contents: Mapping[str, t
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        written = {role: _entry(f"{relative}/{name}", content) for role, (name, content) in contents.items()}
+        written |= {role: _entry(f"{relative}/{name}", content) for role, (name, content) in contents.items()}
         complete = Manifest(**{**_shallow(manifest), "files": written})
         _write_manifest(root, complete)
-        _drop_old_versions(root, manifest.version)
+        _drop_old(root / _VERSIONS, _KEPT_VERSIONS)
+        # The version just written has touched its encoder; a reader of the one before may still be at work.
+        _drop_old(root / _ENCODERS, _KEPT_ENCODERS)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot write the policy: {error.strerror or error}") from error
     return complete
+
+
+def _write_encoder(root: Path, files: Mapping[str, bytes]) -> dict[str, File]:
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(hashlib.sha256(files[name]).digest())
+    folder = f"{_ENCODERS}/{digest.hexdigest()[:16]}"
+    if (root / folder).is_dir():
+        os.utime(root / folder)
+    else:
+        (root / _ENCODERS).mkdir(exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".new-", dir=root / _ENCODERS))
+        staging.chmod(0o755)
+        for name, content in files.items():
+            _write_durably(staging / name, content)
+        _flush_folder(staging)
+        staging.rename(root / folder)
+        _flush_folder(root / _ENCODERS)
+    return {f"encoder/{name}": _entry(f"{folder}/{name}", content) for name, content in files.items()}
 
 
 def _entry(relative: str, content: bytes) -> File:
@@ -220,6 +277,7 @@ def _parse_manifest(found: object, where: str) -> Manifest:
     body = {key: value for key, value in found.items() if key != "checksum"}
     try:
         body["certificate"] = Certificate(**body["certificate"])
+        body["stages"] = [StageEntry(**entry) for entry in body["stages"]]
         body["files"] = {role: File(**entry) for role, entry in body["files"].items()}
         return Manifest(**body)
     except (KeyError, TypeError) as error:
@@ -241,12 +299,12 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _drop_old_versions(root: Path, current: str) -> None:
-    versions = [entry for entry in (root / _VERSIONS).iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    by_age = sorted(versions, key=lambda entry: entry.stat().st_mtime, reverse=True)
-    for entry in by_age[_KEPT_VERSIONS:]:
-        if entry.name != current:
-            shutil.rmtree(entry, ignore_errors=True)
+def _drop_old(folder: Path, kept: int) -> None:
+    if not folder.is_dir():
+        return
+    entries = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime, reverse=True)[kept:]:
+        shutil.rmtree(entry, ignore_errors=True)
     # Left behind by a writer that was killed; the lock says that no other is at work.
-    for leftover in (root / _VERSIONS).glob(".new-*"):
+    for leftover in folder.glob(".new-*"):
         shutil.rmtree(leftover, ignore_errors=True)

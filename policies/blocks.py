@@ -1,10 +1,9 @@
 """Feature blocks of a whole trace set: what the surrogate is trained on.
 
-`Features` holds up to one sparse block (lexical) and one dense block (static vectors, or embeddings the user gave).
-Nothing here looks at a label, so the same blocks serve every fold.
+`Features` holds up to one sparse block (lexical) and dense blocks side by side (static vectors, an encoder's vectors,
+or embeddings the user gave). Nothing here looks at a label, so the same blocks serve every fold.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,14 +11,18 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from policies.features import BIGRAM_BUCKETS, raw_features
+from policies.features import BIGRAM_BUCKETS, Tokens, raw_features_of
 from policies.static_table import StaticTable
 
 Floats = NDArray[np.float32]
 
 # Below this many traces a token seen once still says something; above it is mostly noise.
 _MIN_DF_FROM = 2_000
+# An occurrence of a feature that was not kept adds this share of the largest squared idf to a text's norm: words never
+# seen before make the surrogate less sure. Only where rare features are dropped, so that out-of-fold rows show it too.
+_UNSEEN_SHARE = 0.5
 _NORM_FLOOR = 1e-9
+_ROWS_AT_ONCE = 4_096
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,13 @@ class Vocabulary:
     """The lexical features kept: `rows[f]` is the row of raw feature f, or `size` (a row of zeros) where f was dropped.
 
     Raw features are the token ids, then the bigram buckets: shape (vocabulary + BIGRAM_BUCKETS,). `idf` has shape
-    (size,), smoothed as in scikit-learn's TfidfTransformer.
+    (size,), smoothed as in scikit-learn's TfidfTransformer. `unseen` is what a dropped feature adds to the squared
+    norm.
     """
 
     rows: NDArray[np.int32]
     idf: Floats
+    unseen: float
 
     @property
     def size(self) -> int:
@@ -49,41 +54,52 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Features:
-    """`lexical` (n, size) or None; `dense` (n, d) float32; `lengths` (n,) is log(1 + tokens), zeros for embeddings."""
+    """`lexical` (n, size) or None; `dense` (n, sum of `widths`) float32, one block a width, side by side.
+
+    `lengths` (n,) is log(1 + tokens), zeros for embeddings.
+    """
 
     lexical: sp.csr_matrix | None
     dense: Floats
+    widths: tuple[int, ...]
     lengths: Floats
 
     def __len__(self) -> int:
         return len(self.dense)
 
-    def take(self, index: NDArray[np.int64]) -> "Features":
+    def take(self, index: NDArray[np.int64] | slice) -> "Features":
         """The rows of `index`."""
         lexical = None if self.lexical is None else self.lexical[index]
-        return Features(lexical, self.dense[index], self.lengths[index])
+        return Features(lexical, self.dense[index], self.widths, self.lengths[index])
+
+    def beside(self, vectors: Floats) -> "Features":
+        """These features and one more dense block, (n, d)."""
+        return Features(self.lexical, np.hstack([self.dense, vectors]), (*self.widths, vectors.shape[1]), self.lengths)
 
 
-def fit_vocabulary(ids: Sequence[list[int]], vocabulary_size: int) -> Vocabulary:
+def fit_vocabulary(tokens: Tokens, vocabulary_size: int) -> Vocabulary:
     """Keep the unigrams and bigrams seen in at least two texts (in one, below 2,000 texts)."""
-    counts = np.zeros(vocabulary_size + BIGRAM_BUCKETS, np.int64)
-    for row in ids:
-        counts[np.unique(raw_features(row, vocabulary_size))] += 1
-    min_df = 2 if len(ids) >= _MIN_DF_FROM else 1
-    kept = np.flatnonzero(counts >= min_df)
-    rows = np.full(len(counts), len(kept), np.int32)
+    n = len(tokens)
+    raw, owner = raw_features_of(tokens, vocabulary_size)
+    size = vocabulary_size + BIGRAM_BUCKETS
+    pairs = sp.csr_matrix((np.ones(len(raw), np.bool_), (owner, raw)), shape=(n, size))
+    # How many texts hold a feature: each (text, feature) pair counts once.
+    counts = np.bincount(pairs.indices, minlength=size)
+    rare_dropped = n >= _MIN_DF_FROM
+    kept = np.flatnonzero(counts >= (2 if rare_dropped else 1))
+    rows = np.full(size, len(kept), np.int32)
     rows[kept] = np.arange(len(kept))
-    idf = np.log((1 + len(ids)) / (1 + counts[kept])) + 1
-    return Vocabulary(rows, idf.astype(np.float32))
+    idf = np.log((1 + n) / (1 + counts[kept])) + 1
+    unseen = _UNSEEN_SHARE * (np.log(1 + n) + 1) ** 2 if rare_dropped else 0.0
+    return Vocabulary(rows, idf.astype(np.float32), float(unseen))
 
 
-def text_features(ids: Sequence[list[int]], table: StaticTable, vocabulary: Vocabulary | None) -> Features:
-    """Both text blocks of tokenised texts; no lexical block where `vocabulary` is None."""
-    lexical = None if vocabulary is None else _tfidf(ids, vocabulary, len(table.vectors))
-    dense = np.stack([table.vectors[np.array(row, np.int64)].astype(np.float32).sum(axis=0) for row in ids])
-    dense /= np.maximum(np.linalg.norm(dense, axis=1, keepdims=True), _NORM_FLOOR)
-    lengths = np.log1p(np.array([len(row) for row in ids], np.float32))
-    return Features(lexical, dense, lengths)
+def text_features(tokens: Tokens, table: StaticTable, vocabulary: Vocabulary | None, static: bool = True) -> Features:
+    """Blocks of tokenised texts: lexical unless `vocabulary` is None, static word vectors if `static`."""
+    lexical = None if vocabulary is None else _tfidf(tokens, vocabulary, len(table.vectors))
+    dense = _static(tokens, table.vectors) if static else np.zeros((len(tokens), 0), np.float32)
+    lengths = np.log1p(tokens.counts).astype(np.float32)
+    return Features(lexical, dense, (dense.shape[1],) if static else (), lengths)
 
 
 def fit_scaling(embeddings: Floats) -> Scaling:
@@ -96,24 +112,32 @@ def fit_scaling(embeddings: Floats) -> Scaling:
 def given_features(embeddings: Floats, scaling: Scaling) -> Features:
     """The one dense block of the user's embeddings, shape (n, d)."""
     dense = ((embeddings - scaling.shift) * scaling.scale).astype(np.float32)
-    return Features(None, dense, np.zeros(len(dense), np.float32))
+    return Features(None, dense, (dense.shape[1],), np.zeros(len(dense), np.float32))
 
 
-def identity(**parts: object) -> dict[str, object]:
-    """What names these features in the manifest; JSON-safe."""
-    return json.loads(json.dumps(parts))  # type: ignore[no-any-return]
+def chunks(n: int) -> Sequence[slice]:
+    """Slices of a few thousand rows that cover n rows: what is computed a row at a time need not fit whole."""
+    return [slice(start, min(start + _ROWS_AT_ONCE, n)) for start in range(0, max(n, 1), _ROWS_AT_ONCE)]
 
 
-def _tfidf(ids: Sequence[list[int]], vocabulary: Vocabulary, vocabulary_size: int) -> sp.csr_matrix:
+def _static(tokens: Tokens, vectors: NDArray[np.float16]) -> Floats:
+    """L2-normalised sum of the word vectors of each text; zeros for a text without tokens."""
+    ones = np.ones(len(tokens.ids), np.float32)
+    counts = sp.csr_matrix((ones, tokens.ids, tokens.starts), shape=(len(tokens), len(vectors)))
+    dense = np.asarray(counts @ vectors.astype(np.float32))
+    return np.asarray(dense / np.maximum(np.linalg.norm(dense, axis=1, keepdims=True), _NORM_FLOOR), np.float32)
+
+
+def _tfidf(tokens: Tokens, vocabulary: Vocabulary, vocabulary_size: int) -> sp.csr_matrix:
     # Each occurrence counts once and the norm runs over occurrences: that is what the graph can do without sorting.
-    found = [vocabulary.rows[raw_features(row, vocabulary_size)] for row in ids]
-    columns = [row[row < vocabulary.size] for row in found]
-    indptr = np.concatenate([[0], np.cumsum([len(row) for row in columns])])
-    indices = np.concatenate(columns) if columns else np.zeros(0, np.int32)
-    owner = np.repeat(np.arange(len(ids)), np.diff(indptr))
-    values = vocabulary.idf[indices]
-    norms = np.sqrt(np.bincount(owner, weights=values * values, minlength=len(ids)))
-    values = (values / np.maximum(norms[owner], _NORM_FLOOR)).astype(np.float32)
-    matrix = sp.csr_matrix((values, indices, indptr), shape=(len(ids), vocabulary.size), dtype=np.float32)
+    n = len(tokens)
+    raw, owner = raw_features_of(tokens, vocabulary_size)
+    columns = vocabulary.rows[raw]
+    squares = np.append(vocabulary.idf * vocabulary.idf, np.float32(vocabulary.unseen))
+    norms = np.sqrt(np.bincount(owner, weights=squares[columns], minlength=n))
+    known = columns < vocabulary.size
+    columns, owner = columns[known], owner[known]
+    values = (vocabulary.idf[columns] / np.maximum(norms[owner], _NORM_FLOOR)).astype(np.float32)
+    matrix = sp.csr_matrix((values, (owner, columns)), shape=(n, vocabulary.size), dtype=np.float32)
     matrix.sum_duplicates()
     return matrix

@@ -12,9 +12,9 @@ from policies import api
 from policies.console import EmbeddingsFile, Json, PolicyFolder, SkipBad, plain_errors, print_json, stderr, stdout
 from policies.embeddings import read_embeddings
 from policies.fitting import FitResult
-from policies.fitting import Progress as OnProgress
+from policies.learning import Progress as OnProgress
 from policies.report import print_notes, print_verdict
-from policies.settings import DEFAULT_FEATURES, FitConfig
+from policies.settings import DEFAULT_BUDGET, DEFAULT_FEATURES, FitConfig
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -26,20 +26,53 @@ def fit(
     confidence: Annotated[float, typer.Option(help="How sure the proof must be.")] = 0.90,
     out: Annotated[Path, typer.Option(help="The policy folder to write.")] = Path(".tracer"),
     features: Annotated[
-        str, typer.Option(help="lexical,static or static; static:FOLDER for another table.")
+        str,
+        typer.Option(help="lexical, static[:FOLDER], transformer:FOLDER, endpoint:URL#MODEL, with commas; or auto."),
     ] = DEFAULT_FEATURES,
     embeddings: EmbeddingsFile = None,
-    assume: Annotated[Literal["iid"], typer.Option(help="Which measurement of agreement rules.")] = "iid",
+    assume: Annotated[
+        Literal["iid", "grouped", "newest", "strictest"], typer.Option(help="Which measurement of agreement rules.")
+    ] = "iid",
     mode: Annotated[
         Literal["strict", "refit"], typer.Option(help="Serve the fold average, or a refit on all.")
     ] = "strict",
     seed: Annotated[int, typer.Option(help="Seed of folds and solver.")] = 0,
+    protect: Annotated[
+        list[str] | None, typer.Option(help="A label to answer only if certified on its own; may be repeated.")
+    ] = None,
+    guard_budget: Annotated[
+        float, typer.Option(help="Share of calls like the traces that the guard may turn away.")
+    ] = DEFAULT_BUDGET,
+    surrogates: Annotated[
+        str, typer.Option(help="Candidates to choose from, with commas: joint, logreg, sgd, mlp, trees.")
+    ] = "joint",
+    trees: Annotated[bool, typer.Option("--trees", help="Try trees as well.")] = False,
+    latency_budget: Annotated[
+        float, typer.Option(help="Mean microseconds a decision that --features auto may spend.")
+    ] = 1_000.0,
+    engine: Annotated[
+        Literal["local", "ray", "dask"], typer.Option(help="Where folds are fitted (joblib's backends).")
+    ] = "local",
+    jobs: Annotated[int | None, typer.Option(help="Folds fitted at a time; one a core unless given.")] = None,
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
     """Learn a policy from TRACES, judge it, and write it to a folder. Refusal is a normal result (exit code 0)."""
     with plain_errors(), _progress() as progress:
-        config = FitConfig(target, confidence, features, assume, mode, seed)
+        config = FitConfig(
+            target,
+            confidence,
+            features,
+            assume,
+            mode,
+            seed,
+            guard_budget=guard_budget,
+            surrogates=tuple([name.strip() for name in surrogates.split(",")] + ["trees"] * trees),
+            protect=tuple(protect or ()),
+            latency_budget_us=latency_budget,
+            engine=engine,
+            jobs=jobs,
+        )
         matrix = None if embeddings is None else read_embeddings(embeddings)
         result = api.fit(traces, out, matrix, config, skip_bad=skip_bad, progress=progress)
     _show(result, as_json)
@@ -80,6 +113,10 @@ def _show(result: FitResult, as_json: bool) -> None:
                 "version": result.manifest.version,
                 "replaced": result.replaced,
                 "traces_needed": certificate.traces_needed,
+                "assume": certificate.assume,
+                "ruling": certificate.ruling,
+                "n_effective": certificate.n_effective,
+                "measurements": certificate.measurements,
                 "notes": result.notes,
             }
         )

@@ -1,7 +1,7 @@
 """What the commands share: where they print, how they fail, and the options that several of them have."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from policies.errors import PolicyError
 
@@ -32,6 +33,15 @@ def plain_errors() -> Iterator[None]:
     except (PolicyError, ValueError) as error:
         stderr.print(f"error: {error}", style="red")
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def reading_bar(what: str) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr while a file is read; nothing where stderr is no terminal. Takes the share read so far, 0..1."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task(f"reading {what}", total=1.0)
+        yield lambda share: bar.update(task, completed=share)
 
 
 def print_json(value: dict[str, Any]) -> None:

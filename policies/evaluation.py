@@ -14,13 +14,17 @@ from policies.types import Trace
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`teacher_agreement` is over handled calls, None where there are none; times are microseconds a decision."""
+    """`teacher_agreement` is over handled calls, None where there are none; times are microseconds a decision.
+
+    `by_reason` counts deferred calls, `by_stage` handled ones by the stage of the cascade that answered them.
+    """
 
     n: int
     coverage: float
     teacher_agreement: float | None
     n_handled: int
     by_reason: dict[str, int]
+    by_stage: dict[str, int]
     decide_us_p50: float
     decide_us_p99: float
 
@@ -41,6 +45,7 @@ def evaluate(
         raise ValueError(f"{len(traffic)} calls, but {len(embeddings)} embeddings")
     inputs = [trace.input for trace in traffic] if embeddings is None else list(embeddings)
     reasons: Counter[str] = Counter()
+    stages: Counter[str] = Counter()
     agreed = handled = 0
     times = np.zeros(len(traffic))
     for i, (item, trace) in enumerate(zip(inputs, traffic, strict=True)):
@@ -49,6 +54,7 @@ def evaluate(
         times[i] = (perf_counter_ns() - started) / 1e3
         if decision.handled:
             handled += 1
+            stages[str(decision.stage)] += 1
             agreed += decision.label == trace.teacher
         else:
             reasons[str(decision.reason)] += 1
@@ -60,6 +66,7 @@ def evaluate(
         teacher_agreement=agreed / handled if handled else None,
         n_handled=handled,
         by_reason=dict(reasons.most_common()),
+        by_stage=dict(sorted(stages.items())),
         decide_us_p50=round(float(p50), 1),
         decide_us_p99=round(float(p99), 1),
     )

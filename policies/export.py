@@ -1,165 +1,254 @@
-"""Surrogate, acceptor and guard as one ONNX graph, checked decision by decision against the fitted models.
+"""Surrogate, acceptor and guard of one stage as one ONNX graph, checked decision by decision against the fitted models.
 
-Inputs: `ids` int64 (tokens,) and `features` int64 (occurrences,), both from `features.py`; or `embedding` float32 (d,).
-Outputs: `label` int64 (1,), `acceptor_probabilities` float32 (1, 2) whose second column is the accept score, `guard`
-float32 (1, 1). Thresholds stay outside, in the manifest, so that a frontier needs one graph.
+Inputs, as far as the stage reads them: `ids` int64 (tokens,) and `features` int64 (occurrences,), both from
+`features.py`; `vector` float32 (d,), the encoder's; or `embedding` float32 (d,), the user's. Outputs: `label` int64
+(1,), `accept_score` float32 (1, 1), `guard` float32 (1, 1). Thresholds stay outside, in the manifest, so that a
+frontier needs one graph.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import compose, helper
-from skl2onnx import convert_sklearn
-from skl2onnx.common.data_types import FloatTensorType
+from onnx import helper
 
-from policies.acceptor import CLIP, Acceptor
-from policies.blocks import Floats, Scaling, Vocabulary
+from policies.acceptor import (
+    CAUTION,
+    CAUTION_FROM,
+    CLIP,
+    Acceptor,
+    Table,
+    energy_column,
+    similarity_column,
+    view_width,
+)
+from policies.blocks import Floats, Vocabulary
+from policies.candidates import Surrogate
 from policies.errors import ExportError
-from policies.graph import FLOAT, INT64, IR_VERSION, ML_OPSET, OPSET, GraphWriter
-from policies.guard import Guard
+from policies.forest import FLOOR, ForestModel
+from policies.graph import FLOAT, INT64, ML_DOMAIN, GraphWriter
+from policies.guard import SIMILARITY_SHARE, Guard
+from policies.mlp import MlpModel
+from policies.reading import StageReader
 from policies.session import open_session, run_session
-from policies.static_table import StaticTable
-from policies.surrogates import Scores, SoftmaxModel
+from policies.surrogates import SoftmaxModel, blocks_of
 
 _FLOOR = 1e-9
-# float32 in another order of operations: scores this close to a threshold may fall on either side of it.
-_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class TextReader:
-    """How the graph turns token ids into features. `vocabulary` is None where there is no lexical block."""
-
-    table: StaticTable
-    vocabulary: Vocabulary | None
+# float32 in another order of operations: log-odds and guard values this close to a threshold may fall on either side.
+_TOLERANCE = 5e-3
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Everything the graph is made of."""
+    """Everything a stage's graph is made of."""
 
-    reader: TextReader | Scaling
-    surrogate: SoftmaxModel
+    reader: StageReader
+    surrogate: Surrogate
     acceptor: Acceptor
     guard: Guard
-
-
-@dataclass(frozen=True)
-class _Read:
-    """Names of graph values: `rows` (parts + 1, K), each part's logits and then the similarities; `length` (1,)."""
-
-    rows: str
-    length: str
-    parts: int = 1
 
 
 def build_graph(fitted: Fitted) -> bytes:
     """The serialised ONNX model."""
     writer = GraphWriter()
-    if isinstance(fitted.reader, TextReader):
-        inputs = [helper.make_tensor_value_info("ids", INT64, ["tokens"])]
-        if fitted.reader.vocabulary is not None:
-            inputs.append(helper.make_tensor_value_info("features", INT64, ["features"]))
-        read = _read_text(writer, fitted.reader, fitted.surrogate)
-    else:
-        inputs = [helper.make_tensor_value_info("embedding", FLOAT, [len(fitted.reader.shift)])]
-        read = _read_embedding(writer, fitted.reader, fitted.surrogate)
-    predicted, features = _accept_features(writer, read, fitted.acceptor.reliability)
-    guard = _guard(writer, features, fitted, 4 if read.parts == 2 else 2)
+    reader, inputs = fitted.reader, []
+    if reader.table is not None:
+        inputs.append(helper.make_tensor_value_info("ids", INT64, ["tokens"]))
+    if reader.vocabulary is not None:
+        inputs.append(helper.make_tensor_value_info("features", INT64, ["features"]))
+    if reader.vector_size:
+        inputs.append(helper.make_tensor_value_info("vector", FLOAT, [reader.vector_size]))
+    if reader.scaling is not None:
+        inputs.append(helper.make_tensor_value_info("embedding", FLOAT, [len(reader.scaling.shift)]))
+    rows, length = _rows(writer, fitted)
+    n_labels = len(fitted.acceptor.reliability)
+    predicted, features = _accept_features(writer, _views(writer, rows), (len(rows), n_labels), length, fitted.acceptor)
+    accept_score, guard = _judgement(writer, features, fitted)
     outputs = {
         "label": (predicted, INT64, [1]),
+        "accept_score": (accept_score, FLOAT, [1, 1]),
         "guard": (guard, FLOAT, [1, 1]),
-        "accept_features": (features, FLOAT, [1, fitted.acceptor.model.n_features_in_]),
     }
-    model = _join(writer.model(inputs, outputs), fitted.acceptor)
+    model = writer.model(inputs, outputs)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
 
 
 def check_graph(
-    graph: bytes, inputs: Sequence[Mapping[str, NDArray[Any]]], fitted: Fitted, expected: Scores, threshold: float
+    graph: bytes,
+    inputs: Iterable[Mapping[str, NDArray[Any]]],
+    fitted: Fitted,
+    expected: tuple[Table, Floats],
+    thresholds: Sequence[float],
 ) -> None:
     """Raise ExportError where the graph decides differently from the fitted model on any input.
 
-    `inputs` is what the graph is fed, row by row, `expected` the fitted model's scores of the same rows.
+    `inputs` is what the graph is fed, row by row; `expected` are the fitted model's table and logit gap of the same
+    rows; `thresholds` the accept scores that matter.
     """
     session = open_session(graph)
-    labels = expected.logits.argmax(axis=1)
-    accept = fitted.acceptor.accept_scores(expected)
-    guard = fitted.guard.values(expected)
-    gaps = np.partition(expected.logits, -2, axis=1)
-    gap = gaps[:, -1] - gaps[:, -2]
+    table, gap = expected
+    accept, guard = fitted.acceptor.log_odds(table), fitted.guard.values(table)
+    limits = [float(np.log(limit / (1 - limit))) for limit in thresholds if 0 < limit < 1]
     for i, row in enumerate(inputs):
         label, score, value = run_session(session, row)
-        if label != labels[i] and gap[i] > _TOLERANCE:
-            raise ExportError(f"row {i}: the graph says label {label}, the model {labels[i]}")
-        sides = (
-            (score >= threshold) == (accept[i] >= threshold),
-            (value >= fitted.guard.threshold) == (guard[i] >= fitted.guard.threshold),
+        if gap[i] <= _TOLERANCE:
+            continue
+        if label != table.predicted[i]:
+            raise ExportError(f"row {i}: the graph says label {label}, the model {table.predicted[i]}")
+        found = np.log(score / (1 - score)) if 0 < score < 1 else np.copysign(np.inf, score - 0.5)
+        sides = [((found >= limit) == (accept[i] >= limit), abs(accept[i] - limit)) for limit in limits]
+        sides.append(
+            (
+                (value >= fitted.guard.threshold) == (guard[i] >= fitted.guard.threshold),
+                abs(guard[i] - fitted.guard.threshold),
+            )
         )
-        near = abs(accept[i] - threshold) < _TOLERANCE, abs(guard[i] - fitted.guard.threshold) < _TOLERANCE
-        if not all(side or close for side, close in zip(sides, near, strict=True)) and gap[i] > _TOLERANCE:
+        if any(not same and distance > _TOLERANCE for same, distance in sides):
             raise ExportError(
-                f"row {i}: the graph scores {score:.6f}, {value:.6f}; the model {accept[i]:.6f}, {guard[i]:.6f}"
+                f"row {i}: the graph scores {found:.6f}, {value:.6f}; the model {accept[i]:.6f}, {guard[i]:.6f}"
             )
 
 
-def _read_text(writer: GraphWriter, reader: TextReader, surrogate: SoftmaxModel) -> _Read:
-    vectors = writer.node("Gather", writer.constant(reader.table.vectors), "ids")
-    dense = writer.total(writer.node("Cast", vectors, to=FLOAT))
-    unit = writer.node("Div", dense, _norm(writer, dense))
-    count = writer.node("Cast", writer.node("Shape", "ids"), to=FLOAT)
-    length = writer.node("Log", writer.node("Add", count, writer.constant(1.0)))
-    both = _dense_rows(writer, unit, surrogate)
-    if reader.vocabulary is None or surrogate.lexical is None:
-        return _Read(both, length)
-    lexical = _lexical_row(writer, reader.vocabulary, surrogate.lexical)
-    return _Read(writer.node("Concat", lexical, both, axis=0), length, parts=2)
+def _rows(writer: GraphWriter, fitted: Fitted) -> tuple[list[str], str]:
+    """Names of (1, K) values: each part's logits, then the similarities; and the length, (1,)."""
+    reader = fitted.reader
+    length = writer.constant(0.0)
+    if reader.table is not None:
+        count = writer.node("Cast", writer.node("Shape", "ids"), to=FLOAT)
+        length = writer.node("Log", writer.node("Add", count, writer.constant(1.0)))
+    dense = _dense_blocks(writer, reader)
+    surrogate = fitted.surrogate
+    if isinstance(surrogate, SoftmaxModel):
+        return _linear_rows(writer, reader, surrogate, dense), length
+    values = [value for value, _ in dense]
+    row = values[0] if len(values) == 1 else writer.node("Concat", *values, axis=1)
+    similarity = _cosines(writer, reader, dense, writer.node("MatMul", row, writer.constant(surrogate.centroids.T)))
+    if isinstance(surrogate, MlpModel):
+        return [_mlp_row(writer, surrogate, row), similarity], length
+    return [_forest_row(writer, surrogate, row), similarity], length
 
 
-def _read_embedding(writer: GraphWriter, scaling: Scaling, surrogate: SoftmaxModel) -> _Read:
-    shifted = writer.node("Sub", "embedding", writer.constant(scaling.shift))
-    dense = writer.node("Mul", shifted, writer.constant(scaling.scale))
-    both = _dense_rows(writer, dense, surrogate)
-    ones = writer.constant(np.ones((1, 1), np.float32))
-    norm = writer.node("Reshape", _norm(writer, dense), writer.constant([1, 1]))
-    return _Read(writer.node("Div", both, writer.node("Concat", ones, norm, axis=0)), writer.constant(0.0))
+def _dense_blocks(writer: GraphWriter, reader: StageReader) -> list[tuple[str, int]]:
+    """(value, width) of each dense block, (1, width)."""
+    if reader.scaling is not None:
+        shifted = writer.node("Sub", "embedding", writer.constant(reader.scaling.shift))
+        scaled = writer.node("Mul", shifted, writer.constant(reader.scaling.scale[None]))
+        return [(scaled, len(reader.scaling.shift))]
+    blocks = []
+    if reader.static and reader.table is not None:
+        vectors = writer.node("Gather", writer.constant(reader.table.vectors), "ids")
+        total = writer.total(writer.node("Cast", vectors, to=FLOAT), keepdims=1)
+        blocks.append((writer.node("Div", total, _norm(writer, total)), reader.table.vectors.shape[1]))
+    if reader.vector_size:
+        blocks.append((writer.node("Unsqueeze", "vector", writer.constant([0])), reader.vector_size))
+    return blocks
+
+
+def _linear_rows(
+    writer: GraphWriter, reader: StageReader, surrogate: SoftmaxModel, dense: list[tuple[str, int]]
+) -> list[str]:
+    """One product a block gives its logits and its share of the products with the centroids."""
+    n_labels = len(surrogate.bias)
+    rows, similarities = [], []
+    lexical = reader.vocabulary is not None and surrogate.lexical is not None
+    if lexical and reader.vocabulary is not None and surrogate.lexical is not None:
+        rows.append(_lexical_row(writer, reader.vocabulary, surrogate.lexical))
+    blocks = blocks_of(tuple(width for _, width in dense))
+    for number, ((value, _), block) in enumerate(zip(dense, blocks, strict=True)):
+        weights = np.hstack([surrogate.dense[block], surrogate.centroids[:, block].T])
+        product = writer.node("MatMul", value, writer.constant(weights))
+        if number == len(dense) - 1:
+            bias = np.concatenate([surrogate.bias, np.zeros_like(surrogate.bias)])[None]
+            product = writer.node("Add", product, writer.constant(bias))
+        logits, similarity = writer.nodes("Split", [product, writer.constant([n_labels, n_labels])], 2, axis=1)
+        rows.append(logits)
+        similarities.append(similarity)
+    if not dense:
+        rows[0] = writer.node("Add", rows[0], writer.constant(surrogate.bias[None]))
+        return [*rows, writer.constant(np.zeros((1, n_labels), np.float32))]
+    total = similarities[0] if len(similarities) == 1 else writer.node("Sum", *similarities)
+    return [*rows, _cosines(writer, reader, dense, total)]
+
+
+def _cosines(writer: GraphWriter, reader: StageReader, dense: list[tuple[str, int]], products: str) -> str:
+    """(1, K) cosines to the centroids, from the products of all dense blocks with them."""
+    # Word vectors and an encoder's vector are unit rows; only the norm of what is not has to be computed.
+    if reader.scaling is not None:
+        return writer.node("Div", products, _norm(writer, dense[0][0]))
+    scale = float(1 / np.sqrt(len(dense)))
+    return products if len(dense) == 1 else writer.node("Mul", products, writer.constant(scale))
+
+
+def _mlp_row(writer: GraphWriter, surrogate: MlpModel, row: str) -> str:
+    """(1, K) logits of the hidden layer's model; `row` holds the dense blocks, (1, d)."""
+    hidden = writer.node("Gemm", row, writer.constant(surrogate.hidden), writer.constant(surrogate.hidden_bias))
+    active = writer.node("Relu", hidden)
+    return writer.node("Gemm", active, writer.constant(surrogate.out), writer.constant(surrogate.bias))
+
+
+def _forest_row(writer: GraphWriter, surrogate: ForestModel, row: str) -> str:
+    """(1, K) logits of the forest; `row` holds the dense blocks, (1, d)."""
+    forest = surrogate.forest
+    n_nodes, n_trees = len(forest.feature), len(forest.roots)
+    is_leaf = forest.left == np.arange(n_nodes)
+    # Trees stand one after the other, each from its root.
+    tree = np.repeat(np.arange(n_trees), np.diff(np.append(forest.roots, n_nodes)))
+    number = np.arange(n_nodes) - forest.roots[tree]
+    shares = forest.shares.tocoo()
+    probabilities = writer.node(
+        "TreeEnsembleRegressor",
+        row,
+        domain=ML_DOMAIN,
+        n_targets=shares.shape[1],
+        nodes_treeids=tree.tolist(),
+        nodes_nodeids=number.tolist(),
+        nodes_featureids=forest.feature.tolist(),
+        nodes_modes=np.where(is_leaf, "LEAF", "BRANCH_LEQ").tolist(),
+        nodes_values=forest.threshold.tolist(),
+        nodes_truenodeids=np.where(is_leaf, 0, forest.left - forest.roots[tree]).tolist(),
+        nodes_falsenodeids=np.where(is_leaf, 0, forest.right - forest.roots[tree]).tolist(),
+        target_treeids=tree[shares.row].tolist(),
+        target_nodeids=number[shares.row].tolist(),
+        target_ids=shares.col.tolist(),
+        target_weights=(shares.data / np.float32(n_trees)).tolist(),
+    )
+    logits = writer.node("Log", writer.node("Max", probabilities, writer.constant(FLOOR)))
+    return writer.node("Sub", logits, writer.node("ReduceMean", logits, axes=[1], keepdims=1))
+
+
+def _views(writer: GraphWriter, rows: list[str]) -> str:
+    """(R, K): the logits, each part where there are several, the similarities."""
+    if len(rows) == 2:
+        return writer.node("Concat", *rows, axis=0)
+    return writer.node("Concat", writer.node("Sum", *rows[:-1]), *rows, axis=0)
 
 
 def _lexical_row(writer: GraphWriter, vocabulary: Vocabulary, weights: Floats) -> str:
-    """(1, K). idf is folded into the rows; the last column carries idf^2, whose sum gives the norm. The extra row of
-    zeros stands for every feature that was not kept."""
+    """(1, K). idf is folded into the rows; the last column carries idf^2, whose sum gives the norm. The extra row
+    stands for every feature that was not kept: it says nothing and adds its share to the norm."""
     idf = vocabulary.idf[:, None]
-    table = np.vstack([np.hstack([weights * idf, idf * idf]), np.zeros((1, weights.shape[1] + 1))]).astype(np.float32)
+    unseen = np.append(np.zeros(weights.shape[1]), vocabulary.unseen)
+    table = np.vstack([np.hstack([weights * idf, idf * idf]), unseen]).astype(np.float32)
     rows = writer.node("Gather", writer.constant(vocabulary.rows), "features")
     sums = writer.total(writer.node("Gather", writer.constant(table), rows), keepdims=1)
     logits, squares = writer.nodes("Split", [sums, writer.constant([weights.shape[1], 1])], 2, axis=1)
     return writer.node("Div", logits, writer.node("Max", writer.node("Sqrt", squares), writer.constant(_FLOOR)))
 
 
-def _dense_rows(writer: GraphWriter, dense: str, surrogate: SoftmaxModel) -> str:
-    """(2, K): dense logits, and products with the centroids."""
-    weights = np.hstack([surrogate.dense, surrogate.centroids.T])
-    bias = np.concatenate([surrogate.bias, np.zeros_like(surrogate.bias)])
-    product = writer.node("Add", writer.node("MatMul", dense, writer.constant(weights)), writer.constant(bias))
-    return writer.node("Reshape", product, writer.constant([2, len(surrogate.bias)]))
-
-
 def _norm(writer: GraphWriter, vector: str) -> str:
-    return writer.node("Max", writer.node("ReduceL2", vector, axes=[0], keepdims=1), writer.constant(_FLOOR))
+    return writer.node("Max", writer.node("ReduceL2", vector, axes=[1], keepdims=1), writer.constant(_FLOOR))
 
 
-def _accept_features(writer: GraphWriter, read: _Read, reliability: Floats) -> tuple[str, str]:
-    """The predicted label, (1,), and `acceptor.accept_features`, (1, F), node by node."""
-    n_views, wide = (4, len(reliability)) if read.parts == 2 else (2, len(reliability))
-    views = read.rows
-    if read.parts == 2:
-        mix = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
-        views = writer.node("MatMul", writer.constant(mix), views)
+def _accept_features(
+    writer: GraphWriter, views: str, shape: tuple[int, int], length: str, acceptor: Acceptor
+) -> tuple[str, str]:
+    """The predicted label, (1,), and the accept features, (1, F), node by node as `acceptor.describe` has them."""
+    n_rows, wide = shape
+    n_views = n_rows if n_rows == 2 else n_rows + 1
     highest_rows = writer.node("ArgMax", views, axis=1, keepdims=0)
     predicted = writer.node("Slice", highest_rows, writer.constant([0]), writer.constant([1]), writer.constant([0]))
     probabilities = writer.node("Softmax", views, axis=1)
@@ -176,8 +265,8 @@ def _accept_features(writer: GraphWriter, read: _Read, reliability: Floats) -> t
     expected = writer.total(writer.node("Mul", probabilities, views), axis=1, keepdims=1)
     entropy = writer.node("Sub", energy, expected)
     table = writer.node("Concat", odds, own, gap, writer.node("Sign", gap), energy, highest, entropy, axis=1)
-    past = writer.node("Gather", writer.constant(reliability), predicted)
-    flat = writer.node("Concat", writer.node("Reshape", table, writer.constant([-1])), past, read.length, axis=0)
+    past = writer.node("Gather", writer.constant(acceptor.reliability), predicted)
+    flat = writer.node("Concat", writer.node("Reshape", table, writer.constant([-1])), length, past, axis=0)
     return predicted, writer.node("Unsqueeze", flat, writer.constant([0]))
 
 
@@ -187,29 +276,25 @@ def _log_odds(writer: GraphWriter, probability: str) -> str:
     return writer.node("Log", writer.node("Div", clipped, writer.node("Sub", writer.constant(1.0), clipped)))
 
 
-def _guard(writer: GraphWriter, features: str, fitted: Fitted, n_views: int) -> str:
-    """(1, 1). Both signals stand in the accept features: log-sum-exp of the logits, maximum of the similarities."""
-    guard = fitted.guard
-    a_view = min(3, len(fitted.acceptor.reliability)) + 7
-    weights = np.zeros((fitted.acceptor.model.n_features_in_, 1), np.float32)
-    weights[a_view - 3] = 1 / guard.energy_std
-    weights[(n_views - 1) * a_view + a_view - 2] = 1 / guard.similarity_std
-    shift = -guard.energy_mean / guard.energy_std - guard.similarity_mean / guard.similarity_std
-    return writer.node("Gemm", features, writer.constant(weights), writer.constant(shift))
-
-
-def _join(scorer: onnx.ModelProto, acceptor: Acceptor) -> onnx.ModelProto:
-    """Append the acceptor, as skl2onnx writes it, to the scorer."""
-    inputs = [("accept_features", FloatTensorType([1, acceptor.model.n_features_in_]))]
-    opsets = {"": OPSET, "ai.onnx.ml": ML_OPSET}
-    model = convert_sklearn(acceptor.model, "acceptor", inputs, target_opset=opsets, options={"zipmap": False})
-    model.ir_version = IR_VERSION
-    # skl2onnx declares the oldest opsets that hold its operators; a merge wants the same ones on both sides.
-    del model.opset_import[:]
-    model.opset_import.extend(scorer.opset_import)
-    return compose.merge_models(
-        scorer,
-        compose.add_prefix(model, "acceptor_"),
-        io_map=[("accept_features", "acceptor_accept_features")],
-        outputs=["label", "guard", "acceptor_probabilities"],
+def _judgement(writer: GraphWriter, features: str, fitted: Fitted) -> tuple[str, str]:
+    """The accept score and the guard's value, (1, 1) each: one product gives all that is linear in the features."""
+    acceptor, guard = fitted.acceptor, fitted.guard
+    n_features, width = len(acceptor.weights), view_width(len(acceptor.reliability))
+    weights = np.zeros((n_features, 3))
+    weights[:, 0] = acceptor.weights
+    weights[energy_column(width), 1] = CAUTION / acceptor.energy_std
+    weights[energy_column(width), 2] = 1 / guard.energy_std
+    weights[similarity_column(n_features), 2] = SIMILARITY_SHARE / guard.similarity_std
+    bias = np.array(
+        [
+            acceptor.bias,
+            CAUTION * (CAUTION_FROM - acceptor.energy_mean / acceptor.energy_std),
+            -guard.energy_mean / guard.energy_std - SIMILARITY_SHARE * guard.similarity_mean / guard.similarity_std,
+        ]
     )
+    linear = writer.node(
+        "Gemm", features, writer.constant(weights.astype(np.float32)), writer.constant(bias.astype(np.float32))
+    )
+    plain, caution, value = writer.nodes("Split", [linear, writer.constant([1, 1, 1])], 3, axis=1)
+    lowered = writer.node("Add", plain, writer.node("Min", caution, writer.constant(0.0)))
+    return writer.node("Sigmoid", lowered), value

@@ -5,9 +5,9 @@ static word vectors.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,34 @@ MAX_CHARS = 16_384
 # Bigrams share this many buckets; two that collide share a weight.
 BIGRAM_BUCKETS = 2**18
 _BIGRAM_FACTOR = 31_337
+# Texts tokenised at a time: the token lists of a million texts would not fit in memory.
+_TEXTS_AT_ONCE = 20_000
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of n texts, one after the other: text i has `ids[starts[i] : starts[i + 1]]`; `starts` is (n + 1,)."""
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> "Tokens":
+        """From one sequence a text."""
+        starts = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
+        return cls(np.fromiter((token for row in rows for token in row), np.int32, int(starts[-1])), starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def row(self, i: int) -> list[int]:
+        """The ids of text i."""
+        return list(self.ids[self.starts[i] : self.starts[i + 1]].tolist())
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Tokens a text, (n,)."""
+        return np.diff(self.starts)
 
 
 class TextEncoder:
@@ -53,11 +81,18 @@ class TextEncoder:
         except TypeError:  # a lone surrogate cannot cross into Rust
             return self._tokenizer.encode(_without_surrogates(text).lower(), add_special_tokens=False).ids
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_many(self, texts: Sequence[str]) -> Tokens:
         """Token ids of each text, the same ids that `encode` gives."""
+        parts = [self._encode_part(texts[i : i + _TEXTS_AT_ONCE]) for i in range(0, len(texts), _TEXTS_AT_ONCE)]
+        if not parts:
+            return Tokens.of([])
+        offsets = np.cumsum([0, *(len(part.ids) for part in parts)])
+        starts = [part.starts[:-1] + offset for part, offset in zip(parts, offsets, strict=False)]
+        return Tokens(np.concatenate([part.ids for part in parts]), np.concatenate([*starts, offsets[-1:]]))
+
+    def _encode_part(self, texts: Sequence[str]) -> Tokens:
         clean = [_without_surrogates(text).lower() if not text.isspace() else "" for text in texts]
-        encodings: list[Any] = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return Tokens.of([row.ids for row in self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)])
 
 
 def raw_features(tokens: Sequence[int], vocabulary_size: int) -> Ids:
@@ -67,6 +102,18 @@ def raw_features(tokens: Sequence[int], vocabulary_size: int) -> Ids:
     """
     bigrams = [(a * _BIGRAM_FACTOR + b) % BIGRAM_BUCKETS + vocabulary_size for a, b in pairwise(tokens)]
     return np.array([*tokens, *bigrams], np.int64)
+
+
+def raw_features_of(tokens: Tokens, vocabulary_size: int) -> tuple[Ids, Ids]:
+    """`raw_features` of every text at once: the features, (m,), and the text that each belongs to, (m,).
+
+    Within a text the order differs from `raw_features`; nothing reads it.
+    """
+    ids = tokens.ids.astype(np.int64)
+    owner = np.repeat(np.arange(len(tokens)), tokens.counts)
+    inside = owner[1:] == owner[:-1]
+    bigrams = (ids[:-1] * _BIGRAM_FACTOR + ids[1:]) % BIGRAM_BUCKETS + vocabulary_size
+    return np.concatenate([ids, bigrams[inside]]), np.concatenate([owner, owner[1:][inside]])
 
 
 def text_inputs(tokens: Sequence[int], n_lexical_tokens: int | None) -> dict[str, Ids]:

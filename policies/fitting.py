@@ -9,32 +9,34 @@ import fcntl
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from policies.artifact import MANIFEST, Manifest, read_file, read_manifest, write_version
+from policies.artifact import MANIFEST, Manifest, StageEntry, read_file, read_manifest, write_version
 from policies.errors import ArtifactError, FitError, PolicyDamaged
-from policies.export import build_graph, check_graph
-from policies.features import MAX_CHARS
+from policies.features import MAX_CHARS, TextEncoder
 from policies.judging import Judged, judge
-from policies.learning import learn
-from policies.settings import FitConfig
+from policies.learning import Learned, Progress, learn
+from policies.policy import Policy
+from policies.serving import export_stages
+from policies.settings import FeatureSpec, FitConfig
 from policies.traces import merge, read_traces, to_line
 from policies.types import Trace
 
 Embeddings = NDArray[np.float32]
-Progress = Callable[[str, float], None]
 
 # A loss of coverage that is worth a word: smaller ones come and go with the draw.
 _COVERAGE_DROP = 0.02
+_TIMED = 300
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def fit_policy(
     started = time.perf_counter()
     with _locked(Path(folder)):
         candidate = _candidate(traces, config or FitConfig(), embeddings, progress)
-        manifest = write_version(folder, candidate.manifest, candidate.contents)
+        manifest = write_version(folder, candidate.manifest, candidate.contents, candidate.encoder)
     progress("written", 1.0)
     return FitResult(str(folder), manifest, time.perf_counter() - started, notes=manifest.certificate.notes)
 
@@ -95,7 +97,7 @@ def update_policy(
         replaced = served.certificate.refused or not candidate.manifest.certificate.refused
         manifest = candidate.manifest
         if replaced:
-            manifest = write_version(folder, manifest, candidate.contents)
+            manifest = write_version(folder, manifest, candidate.contents, candidate.encoder)
     progress("written" if replaced else "refused", 1.0)
     notes = [*manifest.certificate.notes, *_change(served, manifest, replaced, len(traces) - len(old))]
     return FitResult(str(folder), manifest, time.perf_counter() - started, replaced, notes)
@@ -117,43 +119,109 @@ def _change(served: Manifest, candidate: Manifest, replaced: bool, n_new: int) -
 class _Candidate:
     manifest: Manifest
     contents: dict[str, tuple[str, bytes]]
+    encoder: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One feature spec, learned, judged and exported. `microseconds`: mean of a decision; None unless asked for."""
+
+    manifest: Manifest
+    learned: Learned
+    judged: Judged
+    graphs: dict[str, bytes]
+    microseconds: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "features": self.manifest.features["spec"],
+            "certified": not self.manifest.certificate.refused,
+            "coverage": self.manifest.certificate.coverage,
+            "microseconds": None if self.microseconds is None else round(self.microseconds, 1),
+        }
 
 
 def _candidate(traces: list[Trace], config: FitConfig, embeddings: Embeddings | None, progress: Progress) -> _Candidate:
     if embeddings is not None:
         embeddings = _checked_embeddings(embeddings, len(traces))
+    specs = ["given"] if embeddings is not None else FeatureSpec.parse(config.features).options()
+    options = [_option(traces, config, (spec, len(specs)), embeddings, progress) for spec in specs]
+    chosen = _best(options, config.latency_budget_us)
+    judged, reading = chosen.judged, chosen.learned.reading
+    if len(options) > 1:
+        judged = replace(judged, report=judged.report | {"options": [option.row() for option in options]})
+    contents = _records(traces, embeddings, judged)
+    contents |= {role: (f"{role}.onnx", graph) for role, graph in chosen.graphs.items()}
+    encoder: dict[str, bytes] = {}
+    if chosen.graphs and reading is not None:
+        if reading.tokenizer_json is not None:
+            contents["tokenizer"] = ("tokenizer.json", reading.tokenizer_json)
+        if reading.encoder is not None:
+            encoder = reading.encoder.files()
+    return _Candidate(replace(chosen.manifest, version=_new_version(contents)), contents, encoder)
+
+
+def _option(
+    traces: list[Trace],
+    config: FitConfig,
+    option: tuple[str, int],
+    embeddings: Embeddings | None,
+    progress: Progress,
+) -> _Option:
+    """`option` is the spec, and among how many."""
+    spec, n_options = option
     # The solver's matrices are small: more BLAS threads than one only spin, and starve a gateway on the same machine.
     with threadpool_limits(1):
-        learned = learn(traces, config, embeddings, progress)
-        judged = judge(learned, config)
-    certificate = judged.certificate
-    contents = _records(traces, embeddings, judged)
-    threshold = guard_threshold = None
-    if learned.fitted is not None and not certificate.refused:
-        progress("export", 0.85)
-        threshold, guard_threshold = judged.threshold, learned.fitted.guard.threshold
-        graph = build_graph(learned.fitted)
-        check_graph(graph, learned.graph_inputs(), learned.fitted, learned.served_scores(), threshold)
-        contents["model"] = ("model.onnx", graph)
-        if learned.tokenizer_json is not None:
-            contents["tokenizer"] = ("tokenizer.json", learned.tokenizer_json)
+        learned = learn(traces, config, spec, embeddings, progress)
+        progress("gate", 0.82)
+        judged = judge(learned, config, n_options)
+        stages: list[tuple[StageEntry, bytes]] = []
+        if judged.ruling is not None and not judged.certificate.refused:
+            progress("export", 0.88)
+            stages = export_stages(learned, judged, config)
     manifest = Manifest(
-        version=_new_version(contents),
+        version="",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        features=learned.identity,
+        features={"spec": spec} if learned.reading is None else learned.reading.identity,
         input_kind="text" if embeddings is None else "embedding",
         embedding_dim=None if embeddings is None else embeddings.shape[1],
         labels=learned.labels,
-        threshold=threshold,
-        guard_threshold=guard_threshold,
+        threshold=stages[-1][0].threshold if stages else None,
+        stages=[entry for entry, _ in stages],
+        protected=_limits(judged, learned) if stages else {},
         max_chars=MAX_CHARS,
         n_traces=len(traces),
-        n_labels=len({trace.teacher for trace in traces}),
+        n_labels=len(learned.teacher_counts),
         settings=asdict(config),
-        certificate=certificate,
+        certificate=judged.certificate,
         files={},
     )
-    return _Candidate(manifest, contents)
+    found = _Option(manifest, learned, judged, {entry.model: graph for entry, graph in stages})
+    return found if n_options == 1 else replace(found, microseconds=_mean_microseconds(found, traces))
+
+
+def _mean_microseconds(option: _Option, traces: list[Trace]) -> float | None:
+    """Mean time of a decision on some of the traces; None where nothing would be served."""
+    reading = option.learned.reading
+    if not option.graphs or reading is None or reading.tokenizer_json is None:
+        return None
+    policy = Policy(option.manifest, option.graphs, TextEncoder(reading.tokenizer_json), reading.encoder)
+    texts = [trace.input for trace in traces[:: max(1, len(traces) // _TIMED)]]
+    policy.decide(texts[0])
+    started = time.perf_counter()
+    policy.decide_many(texts)
+    return (time.perf_counter() - started) / len(texts) * 1e6
+
+
+def _best(options: list[_Option], budget: float) -> _Option:
+    """The most coverage among options within the latency budget; the cheapest where none is certified."""
+    able = [option for option in options if option.graphs and (option.microseconds or 0.0) <= budget]
+    return max(able, key=lambda option: option.judged.certificate.coverage, default=options[0])
+
+
+def _limits(judged: Judged, learned: Learned) -> dict[str, float | None]:
+    return {learned.labels[label]: choice.threshold for label, choice in judged.thresholds.protected.items()}
 
 
 def _records(traces: list[Trace], embeddings: Embeddings | None, judged: Judged) -> dict[str, tuple[str, bytes]]:
@@ -162,7 +230,7 @@ def _records(traces: list[Trace], embeddings: Embeddings | None, judged: Judged)
         "certificate": ("certificate.json", orjson.dumps(judged.certificate, option=indent)),
         "frontier": ("frontier.json", orjson.dumps(judged.frontier, option=indent)),
         "report": ("report.json", orjson.dumps(judged.report, option=indent)),
-        "traces": ("traces.jsonl", b"".join(to_line(trace) for trace in traces)),
+        "traces": ("traces.jsonl", b"".join(map(to_line, traces))),
     }
     if embeddings is not None:
         buffer = io.BytesIO()
@@ -217,7 +285,8 @@ def _merged_embeddings(
 
 def _settings_of(served: Manifest) -> FitConfig:
     try:
-        return FitConfig(**{**served.settings, "frontier_targets": tuple(served.settings["frontier_targets"])})
+        lists = {name: tuple(served.settings[name]) for name in ("frontier_targets", "surrogates", "protect")}
+        return FitConfig(**{**served.settings, **lists})
     except (KeyError, TypeError, FitError) as error:
         raise PolicyDamaged(f"{MANIFEST}: settings: {error}") from error
 

@@ -1,37 +1,53 @@
 """The gate: the test a policy must pass before it may answer. numpy and scipy only.
 
 Promise: with probability at least `confidence` over the traces, the agreement on handled calls drawn like the traces is
-at least `target`. Thresholds are tried from strict to loose and the walk stops at the first that fails (fixed-sequence
-testing: Angelopoulos et al., "Learn then Test", 2021), so trying many does not void the promise. For a fixed threshold,
-errors among the m accepted rows are Binomial(m, 1 - agreement), so the p-value is exact. Two walks share
-delta = 1 - confidence: one starts where power is high, one at the smallest sample that can pass at all.
+at least `target`. Thresholds are fixed without labels and tried from strict to loose. The error probability
+delta = 1 - confidence is dealt out at up to three starts, so that a lapse near the top does not end all. A threshold
+that passes hands its level on to the next, one that fails loses it: the fallback procedure (Wiens & Dmitrienko, "The
+fallback procedure for evaluating a single family of hypotheses", 2005), which keeps the chance of passing any bad
+threshold at delta; with one start it is fixed-sequence testing (Angelopoulos et al., "Learn then Test", 2021). For a
+fixed threshold, errors among the m accepted rows are Binomial(m, 1 - agreement), so the p-value is exact. Rows with
+weights are tested by betting instead (`policies.betting`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import ceil
+from functools import lru_cache
+from math import ceil, sqrt
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, binom
 
+from policies.betting import Bets, WeightedEvidence, WeightedSample
+
 Agreement = NDArray[np.bool_]
 AcceptScores = NDArray[np.float64]
 Groups = NDArray[np.int64]
+Labels = NDArray[np.int64]
+Weights = NDArray[np.float64]
+_T = TypeVar("_T", bound=np.generic)
 
 _STEP = 0.0025
-_MAIN_START = 0.20
-_MAIN_SHARE = 0.8
+# Shares of delta for an early, a main and a late start; the latter two wait for these shares of the inputs. Found by
+# simulation: real and made-up curves, rising, flat, and bad at the top.
+_EARLY, _MAIN, _LATE = 0.15, 0.65, 0.20
+_MAIN_AT, _LATE_AT = 0.20, 0.50
 # The smallest sample worth starting at passes with this many disagreements.
-_ALLOWED_AT_START = 2
+_ALLOWED_AT_START = 1
+_FEWEST_REPEATED = 20
+# Bounds without a target bet as if this were the error rate.
+_USUAL_ERROR_RATE = 0.05
 
 
 @dataclass(frozen=True)
 class Choice:
     """What one gate run found. `threshold`: scores at or above it are accepted; None where nothing passed.
 
-    `coverage` is the share of all rows accepted, `agreement` their share of agreeing rows, `lower` the pointwise
-    exact one-sided bound on the agreement at the level the walk used, `n_handled` their number.
+    `coverage` is the share of all rows accepted, `agreement` their share of agreeing rows (both weighted where rows
+    have weights), `lower` the pointwise one-sided bound on the agreement at the level the walk used, `n_handled` their
+    number.
     """
 
     threshold: float | None
@@ -41,8 +57,81 @@ class Choice:
     n_handled: int
 
 
+_NOTHING = Choice(None, 0.0, None, None, 0)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """One choice for the rows whose answer is not protected, and one for each protected label.
+
+    `pool` and `protected` (label index -> choice) stand on their own: either may be refused while others are certified,
+    and a threshold of None then means that none of its rows is handled. Coverage is a share of all rows everywhere.
+    """
+
+    pool: Choice
+    protected: dict[int, Choice]
+
+    @property
+    def certified(self) -> bool:
+        """Whether anything at all is handled."""
+        return self.total.n_handled > 0
+
+    @property
+    def total(self) -> Choice:
+        """All that is handled: the pool's threshold, the least of the lower bounds."""
+        parts = [part for part in (self.pool, *self.protected.values()) if part.threshold is not None]
+        if len(parts) == 1 and not self.protected:
+            return self.pool
+        coverage = sum(part.coverage for part in parts)
+        if not coverage:
+            return _NOTHING
+        agreement = sum(part.coverage * (part.agreement or 0.0) for part in parts) / coverage
+        lower = min(part.lower or 0.0 for part in parts)
+        return Choice(self.pool.threshold, coverage, agreement, lower, sum(part.n_handled for part in parts))
+
+
+@dataclass(frozen=True)
+class Late:
+    """Rows whose answer changes once the threshold falls to `scores` (n,), -inf for all others; `agreement` (n,) is
+    that of the later answer. An earlier stage of a cascade then speaks first."""
+
+    scores: AcceptScores
+    agreement: Agreement
+
+    def at(self, rows: Agreement) -> "Late":
+        """Some of the rows."""
+        return Late(self.scores[rows], self.agreement[rows])
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """How far the teacher agrees with itself. `pairs`: repeated inputs, each counted as one pair; `agreeing`: the share
+    of them that got the same label twice; `highest`: about the most any deterministic surrogate can agree."""
+
+    pairs: int
+    agreeing: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class LabelBounds:
+    """Arrays (n_labels,). `handled_share` of the label's own rows (nan without any), `answered`: handled rows where the
+    surrogate says it, their `agreement`, and its one-sided `lower` bound (both nan where it is never said)."""
+
+    handled_share: NDArray[np.float64]
+    answered: NDArray[np.int64]
+    agreement: NDArray[np.float64]
+    lower: NDArray[np.float64]
+
+
 def choose_threshold(
-    scores: AcceptScores, agreement: Agreement, target: float, confidence: float, groups: Groups | None = None
+    scores: AcceptScores,
+    agreement: Agreement,
+    target: float,
+    confidence: float,
+    groups: Groups | None = None,
+    weights: Weights | None = None,
+    late: Late | None = None,
 ) -> Choice:
     """The loosest threshold that passes.
 
@@ -50,26 +139,78 @@ def choose_threshold(
     with a threshold's boundary row are left out of the test and of what is accepted. `groups` (n,) numbers the inputs:
     rows of one group are the same input and have the same score. A threshold must then pass twice, on all rows and on
     the first row of each group: a file that holds everything ten times is no evidence ten times as strong.
+
+    `weights` (n,) > 0 are inverse probabilities of having been recorded, in any unit. Equal ones change nothing. The
+    largest among rows that may be accepted is taken for the largest there is, which is right where weights are set by
+    design and not read off labels (see `policies.betting`). `late`: rows whose answer changes further down.
     """
-    sample = _Sample.of(scores, agreement, groups)
-    best, best_level = 0, 1 - confidence
-    for start, level in _walks(len(sample.first_wrong) - 1, target, 1 - confidence):
-        accepted = _walk(sample, start, (1 - target, level))
-        if accepted > best:
-            best, best_level = accepted, level
-    if best == 0:
-        return Choice(None, 0.0, None, None, 0)
-    rows, wrong = int(sample.rows[best]), int(sample.wrong[best])
-    lower = min(lower_bound(n, k, 1 - best_level) for n, k in sample.tests(best))
-    return Choice(float(sample.scores[best - 1]), rows / len(scores), 1 - wrong / rows, lower, rows)
+    ranking = _Ranking.of(scores, groups)
+    delta = 1 - confidence
+    evidence: _Evidence
+    if weights is None or _all_equal(weights):
+        evidence = _Counts.of(ranking, agreement, 1 - target, late)
+    else:
+        # Betting goes row by row and cannot take an answer back: a changing one counts as right only if right twice.
+        agreement = agreement if late is None else agreement & (late.agreement | np.isneginf(late.scores))
+        evidence = _weighted(ranking, agreement, weights, Bets(1 - target, delta))
+    accepted, level = _walk(ranking.scores, evidence, delta)
+    if accepted == 0:
+        return _NOTHING
+    handled, threshold = ranking.place < accepted, float(ranking.scores[accepted - 1])
+    if late is not None and isinstance(evidence, _Counts):
+        agreement = np.where(late.scores >= threshold, late.agreement, agreement)
+    coverage, agreeing = _share(handled, weights), _share(agreement[handled], _of(weights, handled))
+    lower = evidence.lower_bound(accepted, level)
+    return Choice(threshold, coverage, agreeing, lower, int(handled.sum()))
+
+
+def choose_thresholds(
+    scores: AcceptScores,
+    agreement: Agreement,
+    answered: Labels,
+    protected: Iterable[int],
+    target: float,
+    confidence: float,
+    groups: Groups | None = None,
+    weights: Weights | None = None,
+    late: Late | None = None,
+) -> Thresholds:
+    """A threshold for each protected label on its own, and one for all other rows.
+
+    `answered` (n,) is the label index that the surrogate says; `protected` holds label indices. With m protected labels
+    each of the m + 1 choices gets 1 / (m + 1) of the error probability, so all promises hold jointly, and what is
+    handled altogether keeps the target as well. Without protected labels this is `choose_threshold`.
+    """
+    labels = sorted(set(protected))
+    if not labels:
+        return Thresholds(choose_threshold(scores, agreement, target, confidence, groups, weights, late), {})
+    each = 1 - (1 - confidence) / (len(labels) + 1)
+
+    def choose(rows: Agreement) -> Choice:
+        if not rows.any():
+            return _NOTHING
+        choice = choose_threshold(
+            scores[rows],
+            agreement[rows],
+            target,
+            each,
+            _of(groups, rows),
+            _of(weights, rows),
+            None if late is None else late.at(rows),
+        )
+        share = choice.coverage * _share(rows, weights)
+        return Choice(choice.threshold, share, choice.agreement, choice.lower, choice.n_handled)
+
+    return Thresholds(choose(~np.isin(answered, labels)), {label: choose(answered == label) for label in labels})
 
 
 def fewest_inputs(target: float, confidence: float) -> int:
     """The smallest number of different inputs on which anything can pass."""
-    return min(start for start, _ in _walks(0, target, 1 - confidence))
+    return first_testable(target, 1 - confidence, _ALLOWED_AT_START)
 
 
-def first_testable(target: float, delta: float, allowed: int = _ALLOWED_AT_START) -> int:
+@lru_cache(maxsize=1024)
+def first_testable(target: float, delta: float, allowed: int = 2) -> int:
     """The smallest number of accepted rows that passes with `allowed` disagreements."""
     m = allowed + 1
     while binom.cdf(allowed, m, 1 - target) > delta:
@@ -86,20 +227,27 @@ def lower_bound(n: int, wrong: int, confidence: float) -> float:
     return float(beta.ppf(1 - confidence, n - wrong, wrong + 1))
 
 
-def beats_majority(labels: NDArray[np.int64], predicted: NDArray[np.int64], handled: Agreement, delta: float) -> bool:
+def beats_majority(
+    labels: Labels, predicted: Labels, handled: Agreement, delta: float, weights: Weights | None = None
+) -> bool:
     """Whether the surrogate agrees more often than the most frequent label would, on the handled rows.
 
-    Exact one-sided McNemar test at level `delta`. A policy that only ever says the most frequent label never passes.
+    Exact one-sided McNemar test at level `delta`; with `weights` (n,) the most frequent label is the heaviest, and the
+    rows on which the two differ are tested by betting. A policy that only ever says that label never passes.
     """
-    known = labels[labels >= 0]
-    if len(known) == 0:
+    known = labels >= 0
+    if not known.any():
         return False
-    majority = np.bincount(known).argmax()
-    right = predicted[handled] == labels[handled]
-    right_by_majority = labels[handled] == majority
-    won = int((right & ~right_by_majority).sum())
-    lost = int((~right & right_by_majority).sum())
-    return won > 0 and float(binom.sf(won - 1, won + lost, 0.5)) <= delta
+    majority = np.bincount(labels[known], _of(weights, known)).argmax()
+    right, right_by_majority = predicted == labels, labels == majority
+    differ = handled & (right != right_by_majority)
+    lost = right_by_majority[differ]
+    if not (~lost).any():
+        return False
+    if weights is None or _all_equal(weights):
+        return float(binom.cdf(int(lost.sum()), len(lost), 0.5)) <= delta
+    sample = WeightedSample.of(np.flatnonzero(differ), weights[differ] / weights[handled].max(), lost)
+    return Bets(0.5, delta).p_value(sample.weights, sample.wrong, 0.5) <= delta
 
 
 def traces_still_needed(
@@ -122,63 +270,249 @@ def traces_still_needed(
     best = int(margin.argmax())
     if margin[best] <= 0:
         return None
-    for factor in np.geomspace(1.0, 64.0, 49):
-        size = int(accepted[best] * factor)
-        if binom.cdf(int(rate[best] * size), size, 1 - target) <= (1 - confidence) * (1 - _MAIN_SHARE):
-            return max(int(ceil(n * (factor - 1) / 50) * 50), 50)
-    return None
+    factors = np.geomspace(1.0, 64.0, 49)
+    sizes = (accepted[best] * factors).astype(np.int64)
+    p = binom.cdf((rate[best] * sizes).astype(np.int64), sizes, 1 - target)
+    enough = np.flatnonzero(p <= (1 - confidence) * _LATE)
+    if len(enough) == 0:
+        return None
+    return max(int(ceil(n * (factors[enough[0]] - 1) / 50) * 50), 50)
+
+
+def teacher_ceiling(groups: Groups, labels: Labels, weights: Weights | None = None) -> Ceiling | None:
+    """What repeated inputs say about the teacher's agreement with itself; None below 20 repeated inputs.
+
+    `groups` (n,) numbers the inputs, `labels` (n,) the teacher's answers (negative: unlike any other). All pairs of one
+    input are averaged first (pairs weighted by the product of the row `weights`), then inputs are averaged alike,
+    whatever their number of repeats (with weights: by their mean row weight). Weighting an input by its repeats would
+    let one sent 1,000 times speak for the task, and its pairs share one wording.
+
+    Assumes that the teacher answers repeats independently, and that inputs that repeat are like those that do not. If
+    every input gets its usual answer with probability p and one other answer else, two answers agree with probability
+    a = p^2 + (1 - p)^2, and the best guess is right with p = (1 + sqrt(2a - 1)) / 2. That is concave in a: where inputs
+    differ in noise the ceiling is lower, never higher. For a <= 0.5 two outcomes cannot explain it; sqrt(a) is given,
+    which no number of outcomes exceeds.
+    """
+    _, member = np.unique(groups, return_inverse=True)
+    row_weights = np.ones(len(labels)) if weights is None else weights
+    answers, answer = np.unique(np.stack([member, labels]), axis=1, return_inverse=True)
+    squares = row_weights**2
+    totals = np.bincount(member, row_weights) ** 2 - np.bincount(member, squares)
+    same = np.bincount(answer.ravel(), row_weights) ** 2 - np.bincount(answer.ravel(), squares)
+    known = answers[1] >= 0
+    agreeing = np.bincount(answers[0][known], same[known], minlength=len(totals))
+    counts = np.bincount(member)
+    repeated = counts > 1
+    pairs = int(repeated.sum())
+    if pairs < _FEWEST_REPEATED:
+        return None
+    importance = (np.bincount(member, row_weights) / counts)[repeated]
+    a = float(np.clip(np.average(agreeing[repeated] / totals[repeated], weights=importance), 0, 1))
+    return Ceiling(pairs, a, (1 + sqrt(2 * a - 1)) / 2 if a > 0.5 else sqrt(a))
+
+
+def effective_sample(groups: Groups, agreement: Agreement) -> float:
+    """How many independent rows would say as much about the agreement: n / (1 + (m - 1) r).
+
+    Rows of one group (n,) are alike in whether they agree: m is the size of the average row's group, r the intraclass
+    correlation by analysis of variance, taken for 0 where it is negative (Kish, "Survey Sampling", 1965, chapter 5).
+    """
+    n = len(groups)
+    _, member = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(member)
+    if len(sizes) in (0, n):
+        return float(n)
+    shares = np.bincount(member, agreement) / sizes
+    between = float((sizes * (shares - agreement.mean()) ** 2).sum()) / max(len(sizes) - 1, 1)
+    within = float((sizes * shares * (1 - shares)).sum()) / (n - len(sizes))
+    usual_size = (n - float((sizes**2).sum()) / n) / max(len(sizes) - 1, 1)
+    spread = between + (usual_size - 1) * within
+    correlation = min(max((between - within) / spread, 0.0), 1.0) if spread > 0 else 0.0
+    return n / (1 + (float((sizes**2).sum()) / n - 1) * correlation)
+
+
+def label_bounds(
+    truth: Labels,
+    predicted: Labels,
+    handled: Agreement,
+    n_labels: int,
+    confidence: float,
+    weights: Weights | None = None,
+) -> LabelBounds:
+    """Handled share and agreement label by label; each bound holds at `confidence` on its own, not all jointly.
+
+    `truth` (n,) may hold -1 for labels that are not learned. Clopper-Pearson bounds; by betting where weights differ.
+    """
+    own = truth >= 0
+    mine = np.bincount(truth[own], _of(weights, own), minlength=n_labels)
+    mine_handled = np.bincount(truth[own & handled], _of(weights, own & handled), minlength=n_labels)
+    said, right = predicted[handled], (predicted == truth)[handled]
+    row_weights = _of(weights, handled)
+    answered = np.bincount(said, minlength=n_labels)
+    total = np.bincount(said, row_weights, minlength=n_labels)
+    agreeing = np.bincount(said[right], _of(row_weights, right), minlength=n_labels)
+    with np.errstate(invalid="ignore"):
+        shares, agreement = mine_handled / mine, agreeing / total
+    lower = np.full(n_labels, np.nan)
+    if row_weights is None or weights is None or _all_equal(weights):
+        n = answered.astype(np.float64)
+        k = np.bincount(said[right], minlength=n_labels)
+        # beta.ppf has no value at k = 0, where the bound is 0.
+        bounds = np.where(k > 0, beta.ppf(1 - confidence, np.maximum(k, 1), n - k + 1), 0.0)
+        lower[answered > 0] = bounds[answered > 0]
+    elif len(said):
+        bets = Bets(_USUAL_ERROR_RATE, 1 - confidence)
+        sample = WeightedSample.of(said, row_weights / row_weights.max(), ~right)
+        order = np.argsort(sample.place, kind="stable")
+        for rows in np.split(order, np.cumsum(answered)[:-1]):
+            if len(rows):
+                bound = bets.lower_bound(sample.weights[rows], sample.wrong[rows], 1 - confidence)
+                lower[sample.place[rows[0]]] = bound
+    return LabelBounds(shares, answered, agreement, lower)
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """Different inputs in falling order of score: `scores` of those that may be accepted, and running sums that start
-    with 0: `rows`, `wrong` (disagreeing rows), `first_wrong` (inputs whose first row disagrees)."""
+class _Ranking:
+    """Different inputs in falling order of score: `scores` of those that may be accepted, `first` row of each input,
+    and the `place` (n,) of each row's input in that order."""
 
     scores: AcceptScores
-    rows: NDArray[np.int64]
-    wrong: NDArray[np.int64]
-    first_wrong: NDArray[np.int64]
+    first: NDArray[np.int64]
+    place: NDArray[np.int64]
 
     @classmethod
-    def of(cls, scores: AcceptScores, agreement: Agreement, groups: Groups | None) -> "_Sample":
-        numbers = np.arange(len(scores)) if groups is None else groups
-        _, first, member = np.unique(numbers, return_index=True, return_inverse=True)
+    def of(cls, scores: AcceptScores, groups: Groups | None) -> "_Ranking":
+        first: NDArray[np.int64] = np.arange(len(scores))
+        member = first
+        if groups is not None:
+            _, first, member = np.unique(groups, return_index=True, return_inverse=True)
         order = np.argsort(-scores[first], kind="stable")
-        wrong = np.bincount(member, weights=~agreement, minlength=len(first)).astype(np.int64)
-        columns = (np.bincount(member, minlength=len(first)), wrong, (~agreement[first]).astype(np.int64))
-        rows, wrong, first_wrong = (np.concatenate([[0], np.cumsum(column[order])]) for column in columns)
+        places = np.empty(len(first), np.int64)
+        places[order] = np.arange(len(first))
         ordered = scores[first][order]
-        return cls(ordered[np.isfinite(ordered)], rows, wrong, first_wrong)
-
-    def tests(self, m: int) -> list[tuple[int, int]]:
-        """(rows, disagreements) that must pass where the first m inputs are accepted."""
-        return [(m, int(self.first_wrong[m])), (int(self.rows[m]), int(self.wrong[m]))]
+        return cls(ordered[np.isfinite(ordered)], first[order], places[member])
 
 
-def _walks(n: int, target: float, delta: float) -> Iterator[tuple[int, float]]:
-    main, spare = delta * _MAIN_SHARE, delta * (1 - _MAIN_SHARE)
-    yield max(first_testable(target, main), int(n * _MAIN_START)), main
-    yield first_testable(target, spare), spare
+class _Evidence(Protocol):
+    """What labelled rows say about accepting the m best inputs."""
+
+    @property
+    def step(self) -> float: ...
+
+    def p_values(self, sizes: NDArray[np.int64]) -> Iterable[float]: ...
+
+    def lower_bound(self, m: int, level: float) -> float: ...
+
+    def first_testable(self, level: float, allowed: int) -> int: ...
 
 
-def _walk(sample: _Sample, start: int, test: tuple[float, float]) -> int:
-    """Inputs accepted by the last threshold that passed; 0 where the first failed."""
-    error_rate, level = test
-    scores, n_open = sample.scores, len(sample.scores)
-    accepted = 0
-    for size in _sizes(start, n_open, max(1, int((len(sample.rows) - 1) * _STEP))):
-        # Everything tied with the boundary stays out, so what is tested is what is accepted.
-        m = size if size == n_open else int(np.searchsorted(-scores, -scores[size - 1], side="left"))
-        if m <= accepted or m < start:
+@dataclass(frozen=True)
+class _Counts:
+    """Running sums over inputs in falling order of score, each starting with 0: accepted rows and disagreements, once
+    with one row an input and, where inputs repeat, once with all rows."""
+
+    error_rate: float
+    samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    step: float = _STEP
+
+    @classmethod
+    def of(cls, ranking: _Ranking, agreement: Agreement, error_rate: float, late: Late | None = None) -> "_Counts":
+        wrong = ~agreement
+        n = len(ranking.first)
+        errors = _running(wrong[ranking.first])
+        if late is not None:
+            errors = errors + _later_errors(ranking, wrong, late, ranking.first)
+        samples = [(np.arange(n + 1), errors)]
+        if n < len(wrong):
+            rows, errors = (np.bincount(of, minlength=n) for of in (ranking.place, ranking.place[wrong]))
+            errors = _running(errors)
+            if late is not None:
+                errors = errors + _later_errors(ranking, wrong, late, np.arange(len(wrong)))
+            samples.append((_running(rows), errors))
+        return cls(error_rate, samples)
+
+    def p_values(self, sizes: NDArray[np.int64]) -> list[float]:
+        tests = [binom.cdf(wrong[sizes], rows[sizes], self.error_rate) for rows, wrong in self.samples]
+        return [float(p) for p in np.max(tests, axis=0)]
+
+    def lower_bound(self, m: int, level: float) -> float:
+        return min(lower_bound(int(rows[m]), int(wrong[m]), 1 - level) for rows, wrong in self.samples)
+
+    def first_testable(self, level: float, allowed: int) -> int:
+        return first_testable(1 - self.error_rate, level, allowed)
+
+
+def _later_errors(ranking: _Ranking, wrong: Agreement, late: Late, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many errors more (or fewer) there are among `rows` when the m best inputs are accepted, m = 0, 1, ..."""
+    rows = rows[np.isfinite(late.scores[rows])]
+    # The first m whose threshold lies at or below the score from which the row's answer is the later one.
+    accepted = np.searchsorted(-ranking.scores, -late.scores[rows], side="left") + 1
+    change = (~late.agreement[rows]).astype(np.int64) - wrong[rows]
+    n = len(ranking.first)
+    reached = accepted <= n
+    return np.cumsum(np.bincount(accepted[reached], change[reached], minlength=n + 1)).astype(np.int64)
+
+
+def _weighted(ranking: _Ranking, agreement: Agreement, weights: Weights, bets: Bets) -> WeightedEvidence:
+    able = ranking.place < len(ranking.scores)
+    shares = np.minimum(1.0, weights / (weights[able].max() if able.any() else 1.0))
+    first = ranking.first
+    samples = [WeightedSample.of(ranking.place[first], shares[first], ~agreement[first])]
+    if len(first) < len(weights):
+        samples.append(WeightedSample.of(ranking.place, shares, ~agreement))
+    return WeightedEvidence(bets, samples)
+
+
+def _starts(n: int, evidence: _Evidence, delta: float) -> list[tuple[int, float]]:
+    """(inputs, level), rising. What n inputs are too few to test, early or late, leaves its level to the main start."""
+    early = evidence.first_testable(delta * _EARLY, _ALLOWED_AT_START)
+    main_at, late = int(n * _MAIN_AT), int(n * _LATE_AT)
+    before = [(early, delta * _EARLY)] if early < main_at else []
+    after = [(late, delta * _LATE)] if evidence.first_testable(delta * _LATE, _ALLOWED_AT_START) <= late else []
+    level = delta * (_MAIN + (0 if before else _EARLY) + (0 if after else _LATE))
+    main = max(evidence.first_testable(level, _ALLOWED_AT_START), main_at)
+    return [start for start in (*before, (main, level), *after) if start[0] <= n]
+
+
+def _walk(scores: AcceptScores, evidence: _Evidence, delta: float) -> tuple[int, float]:
+    """(inputs accepted by the loosest threshold that passed, the level it passed at); (0, delta) where none did."""
+    starts = _starts(len(scores), evidence, delta)
+    best = (0, delta)
+    if not starts:
+        return best
+    sizes = _sizes(scores, [size for size, _ in starts], evidence.step)
+    level = 0.0
+    for m, p in zip(sizes.tolist(), evidence.p_values(sizes), strict=True):
+        while starts and starts[0][0] <= m:
+            level += starts.pop(0)[1]
+        # Level 0 passes nothing, not even a p-value too small to be told from 0.
+        if level == 0 or p > level:
+            level = 0.0
             continue
-        if max(binom.cdf(wrong, n, error_rate) for n, wrong in sample.tests(m)) > level:
-            break
-        accepted = m
-    return accepted
+        best = (m, level)
+    return best
 
 
-def _sizes(start: int, stop: int, step: int) -> Iterator[int]:
-    if start > stop:
-        return
-    yield from range(start, stop, step)
-    yield stop
+def _sizes(scores: AcceptScores, starts: list[int], step: float) -> NDArray[np.int64]:
+    """Numbers of inputs to try accepting, rising. Everything tied with a boundary stays out, so that what is tested is
+    what is accepted; what ties pull below the first start is left out."""
+    n = len(scores)
+    planned = np.unique([*range(starts[0], n, max(1, int(n * step))), *starts, n])
+    sizes = np.where(planned == n, n, np.searchsorted(-scores, -scores[planned - 1], side="left"))
+    return np.unique(sizes[sizes >= starts[0]])
+
+
+def _running(counts: NDArray[np.int64] | Agreement) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def _all_equal(weights: Weights) -> bool:
+    return len(weights) == 0 or bool(weights.min() == weights.max())
+
+
+def _of(values: NDArray[_T] | None, rows: Agreement) -> NDArray[_T] | None:
+    return None if values is None else values[rows]
+
+
+def _share(rows: Agreement, weights: Weights | None) -> float:
+    return float(rows.mean()) if weights is None or _all_equal(weights) else float(np.average(rows, weights=weights))

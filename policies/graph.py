@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
-ML_OPSET = 3
+# The domain of tree nodes, imported where there is one.
+ML_DOMAIN = "ai.onnx.ml"
+_ML_OPSET = 3
 # onnxruntime refuses newer IR versions than it knows; this one goes with the opset.
 IR_VERSION = 8
 
@@ -55,7 +57,9 @@ class GraphWriter:
             self._nodes.append(helper.make_node("Identity", [value], [name], name=f"out_{name}"))
             infos.append(helper.make_tensor_value_info(name, kind, shape))
         graph = helper.make_graph(self._nodes, "policy", list(inputs), infos, self._constants)
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
+        opsets = [helper.make_opsetid("", OPSET)]
+        if any(node.domain == ML_DOMAIN for node in self._nodes):
+            opsets.append(helper.make_opsetid(ML_DOMAIN, _ML_OPSET))
         model = helper.make_model(graph, opset_imports=opsets, producer_name="tracer")
         model.ir_version = IR_VERSION
         return model

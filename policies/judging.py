@@ -1,115 +1,285 @@
 """Judging: what the gate makes of a learned policy, as certificate, frontier and report."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.artifact import Certificate
-from policies.gate import Choice, beats_majority, choose_threshold, fewest_inputs, traces_still_needed
+from policies.gate import (
+    Choice,
+    Late,
+    Thresholds,
+    beats_majority,
+    choose_thresholds,
+    effective_sample,
+    fewest_inputs,
+    label_bounds,
+    lower_bound,
+    teacher_ceiling,
+    traces_still_needed,
+)
 from policies.learning import Learned
-from policies.settings import FitConfig
+from policies.measuring import Decided, Measurement
+from policies.settings import MEASUREMENTS, FitConfig
 
 _STATEMENT = (
     "With probability at least {confidence:g} over the traces, the agreement of surrogate and teacher on handled calls "
     "drawn like the traces is at least {target:g}."
 )
+_OF_PROTECTED = " The same holds for each protected label that is answered, on its own, all at once."
+_MANNERS = {"iid": "random folds", "grouped": "near-duplicates kept together", "newest": "the newest traces held out"}
 
 
 @dataclass(frozen=True)
 class Judged:
-    """`threshold` is meaningful where the certificate is not refused; `frontier` has one row a target."""
+    """`thresholds` and `ruling` mean something where the certificate is not refused; `frontier` has a row a target."""
 
     certificate: Certificate
-    threshold: float
+    thresholds: Thresholds
+    ruling: Measurement | None
     frontier: list[dict[str, Any]]
     report: dict[str, Any]
 
 
 @dataclass(frozen=True)
+class _Evidence:
+    """A measurement's rows that count: arrays (m,). `weights` is None where all are alike; `kept` says which of the
+    measurement's rows they are."""
+
+    measurement: Measurement
+    kept: NDArray[np.bool_]
+    decided: Decided
+    truth: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    weights: NDArray[np.float64] | None
+
+    def agreement(self, threshold: float) -> NDArray[np.bool_]:
+        """Whether the answer at a threshold is the teacher's, (m,)."""
+        return np.asarray(self.decided.labels(threshold) == self.truth)
+
+    @property
+    def entry_agreement(self) -> NDArray[np.bool_]:
+        """Whether the answer of the stage that handles the row first is the teacher's, (m,)."""
+        return np.asarray(self.decided.entry_labels == self.truth)
+
+    @property
+    def late(self) -> Late | None:
+        """Rows whose answer changes when the threshold falls further, because an earlier stage then speaks first."""
+        decided = self.decided
+        changes = (decided.early < decided.scores) & (decided.early_label != decided.last_label)
+        if not (changes & np.isfinite(decided.early)).any():
+            return None
+        return Late(np.where(changes, decided.early, -np.inf), decided.early_label == self.truth)
+
+
+@dataclass(frozen=True)
 class _Verdict:
-    choice: Choice
+    thresholds: Thresholds
     reason: str | None
     traces_needed: int | None = None
 
+    @property
+    def choice(self) -> Choice:
+        return self.thresholds.total
 
-def judge(learned: Learned, config: FitConfig) -> Judged:
-    """Put a learned policy before the gate, at its own target and at every target of the frontier."""
-    verdict = _verdict(learned, config, config.target_teacher_agreement)
-    choice = verdict.choice
+
+_NOTHING = Thresholds(Choice(None, 0.0, None, None, 0), {})
+
+
+def judge(learned: Learned, config: FitConfig, options: int = 1) -> Judged:
+    """Put a learned policy before the gate, at its own target and at every target of the frontier.
+
+    `options`: how many feature specs were learned to choose among; with the candidate surrogates, and the measurements
+    where the strictest rules, they share the error probability, so that choosing among them does not void the promise.
+    """
+    shares = options * len(config.surrogates) * (len(MEASUREMENTS) if config.assume == "strictest" else 1)
+    confidence = 1 - (1 - config.confidence) / shares
+    target = config.target_teacher_agreement
+    evidence = {m.name: _evidence(learned, m) for m in learned.measurements}
+    verdicts = {name: _verdict(learned, config, found, target, confidence) for name, found in evidence.items()}
+    name = _ruling(config, verdicts)
+    verdict = verdicts.get(name) or _Verdict(_NOTHING, learned.problem)
+    ruling = evidence.get(name)
+    frontier = _frontier(learned, config, ruling, confidence)
+    measurements = [_measured(found, verdicts[key], ruling, verdict, config) for key, found in evidence.items()]
+    certificate = _certificate(learned, config, verdict, ruling, measurements)
+    threshold = verdict.thresholds.pool.threshold
+    handled_from = float("inf") if threshold is None else threshold
+    report = _report(learned, config, ruling, verdict.thresholds, handled_from)
+    return Judged(certificate, verdict.thresholds, None if ruling is None else ruling.measurement, frontier, report)
+
+
+def _ruling(config: FitConfig, verdicts: dict[str, _Verdict]) -> str:
+    if config.assume != "strictest" or not verdicts:
+        return "iid" if config.assume == "strictest" else config.assume
+    return min(verdicts, key=lambda name: (verdicts[name].reason is None, verdicts[name].choice.coverage))
+
+
+def _evidence(learned: Learned, measurement: Measurement) -> _Evidence:
+    judged = learned.judged[measurement.rows]
+    rows = measurement.rows[judged]
+    weights = learned.weights[rows]
+    alike = len(rows) == 0 or bool(weights.min() == weights.max())
+    decided = measurement.decided().at(judged)
+    return _Evidence(
+        measurement, judged, decided, learned.truth[rows], learned.groups[rows], None if alike else weights
+    )
+
+
+def _verdict(learned: Learned, config: FitConfig, found: _Evidence, target: float, confidence: float) -> _Verdict:
+    first = np.unique(found.groups, return_index=True)[1]
+    fewest = fewest_inputs(target, confidence)
+    if len(first) < fewest:
+        reason = f"{len(first)} different inputs in the traces cannot prove {target:g}: at least {fewest} are needed"
+        return _Verdict(_NOTHING, reason, fewest - len(first))
+    decided, agreement = found.decided, found.entry_agreement
+    protected = [learned.labels.index(label) for label in config.protect if label in learned.labels]
+    thresholds = choose_thresholds(
+        decided.scores,
+        agreement,
+        decided.entry_labels,
+        protected,
+        target,
+        confidence,
+        found.groups,
+        found.weights,
+        found.late,
+    )
+    handled, labels = _handled(found, thresholds)
+    choice = thresholds.total
+    shown = handled if thresholds.certified else np.isfinite(decided.scores)
+    if not beats_majority(found.truth, labels, shown, 1 - confidence, found.weights):
+        return _Verdict(thresholds, "the surrogate does not beat always answering the most frequent label")
+    if not thresholds.certified:
+        needed = traces_still_needed(len(first), decided.scores[first], agreement[first], target, confidence)
+        more = "no number of traces like these would do" if needed is None else f"about {needed} more traces might do"
+        overall = float(np.average(found.agreement(-np.inf), weights=found.weights))
+        reason = f"no threshold proves {target:g} (the surrogate agrees on {overall:.3f} of all traces): {more}"
+        return _Verdict(thresholds, reason, needed)
+    if choice.coverage < config.min_deploy_coverage:
+        return _Verdict(thresholds, f"only {choice.coverage:.2%} of calls would be handled")
+    return _Verdict(thresholds, None)
+
+
+def _handled(found: _Evidence, thresholds: Thresholds) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which rows are handled, and the answers."""
+    decided = found.decided
+    pool = np.inf if thresholds.pool.threshold is None else thresholds.pool.threshold
+    labels = decided.labels(pool)
+    limits = np.full(len(labels), pool)
+    for label, choice in thresholds.protected.items():
+        limits[labels == label] = np.inf if choice.threshold is None else choice.threshold
+    return decided.scores >= limits, labels
+
+
+def _measured(
+    found: _Evidence, verdict: _Verdict, ruling: _Evidence | None, ruled: _Verdict, config: FitConfig
+) -> dict[str, Any]:
+    """One measurement as the certificate holds it: its own verdict, and the served threshold seen its way."""
+    own = verdict.choice
+    row: dict[str, Any] = {
+        "name": found.measurement.name,
+        "n": len(found.truth),
+        "agreement": float(found.agreement(-np.inf).mean()) if len(found.truth) else None,
+        "certified": verdict.reason is None,
+        "coverage": own.coverage if verdict.reason is None else 0.0,
+        "teacher_agreement": own.agreement if verdict.reason is None else None,
+        "teacher_agreement_lower": own.lower if verdict.reason is None else None,
+        "at_served_threshold": None,
+    }
+    if ruling is not None and ruled.reason is None and len(found.truth):
+        handled, right = _as_served(found, ruling, ruled.thresholds)
+        n, wrong = int(handled.sum()), int((handled & ~right).sum())
+        row["at_served_threshold"] = {
+            "coverage": n / len(handled),
+            "teacher_agreement": 1 - wrong / n if n else None,
+            "teacher_agreement_lower": lower_bound(n, wrong, config.confidence) if n else None,
+        }
+    return row
+
+
+def _as_served(
+    found: _Evidence, ruling: _Evidence, thresholds: Thresholds
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(handled, right) of another measurement's rows, by the acceptor and the guard that are served."""
+    if found is ruling:
+        handled, labels = _handled(found, thresholds)
+        return handled, labels == found.truth
+    pairs = zip(ruling.measurement.stages, found.measurement.stages, strict=True)
+    decided = found.measurement.decided([served.scores_of(own.table) for served, own in pairs])
+    handled, labels = _handled(replace(found, decided=decided.at(found.kept)), thresholds)
+    return handled, labels == found.truth
+
+
+def _frontier(learned: Learned, config: FitConfig, ruling: _Evidence | None, confidence: float) -> list[dict[str, Any]]:
+    """What each target would give. All rows hold together: each gets its part of the error probability."""
+    targets = sorted(set(config.frontier_targets))
+    jointly = 1 - (1 - confidence) / max(len(targets), 1)
+    rows = []
+    for target in targets:
+        if ruling is None:
+            verdict = _Verdict(_NOTHING, learned.problem)
+        else:
+            verdict = _verdict(learned, config, ruling, target, jointly)
+        choice, certified = verdict.choice, verdict.reason is None
+        rows.append(
+            {
+                "target": target,
+                "certified": certified,
+                "coverage": choice.coverage if certified else 0.0,
+                "teacher_agreement": choice.agreement if certified else None,
+                "teacher_agreement_lower": choice.lower if certified else None,
+                "threshold": choice.threshold if certified else None,
+                "reason": verdict.reason,
+            }
+        )
+    return rows
+
+
+def _certificate(
+    learned: Learned,
+    config: FitConfig,
+    verdict: _Verdict,
+    evidence: _Evidence | None,
+    measurements: list[dict[str, Any]],
+) -> Certificate:
     refused = verdict.reason is not None
-    certificate = Certificate(
+    choice = verdict.choice
+    statement = _STATEMENT.format(confidence=config.confidence, target=config.target_teacher_agreement)
+    measurement = None if evidence is None else evidence.measurement
+    rows = np.flatnonzero(learned.judged) if measurement is None else measurement.rows[learned.judged[measurement.rows]]
+    alike = None if evidence is None else effective_sample(learned.near[rows], evidence.agreement(-np.inf))
+    return Certificate(
         refused=refused,
         reason=verdict.reason,
         target=config.target_teacher_agreement,
         confidence=config.confidence,
-        method=None if refused else _method(learned, choice),
+        method=None if refused or measurement is None else _method(measurement, verdict, len(rows)),
         coverage=0.0 if refused else choice.coverage,
         teacher_agreement=None if refused else choice.agreement,
         teacher_agreement_lower=None if refused else choice.lower,
         n_handled=0 if refused else choice.n_handled,
-        n_judged=int(learned.judged.sum()),
+        n_judged=len(rows),
+        n_effective=None if alike is None else round(alike, 1),
         assume=config.assume,
+        ruling=None if measurement is None else measurement.name,
         mode=config.mode,
-        statement=_STATEMENT.format(confidence=config.confidence, target=config.target_teacher_agreement),
+        statement=statement + (_OF_PROTECTED if config.protect else ""),
         traces_needed=verdict.traces_needed,
-        notes=_notes(learned),
+        measurements=measurements,
+        notes=_notes(learned, config, verdict, measurements),
     )
-    frontier = [_frontier_row(learned, config, target) for target in sorted(config.frontier_targets)]
-    threshold = float("inf") if choice.threshold is None else choice.threshold
-    return Judged(certificate, threshold, frontier, _report(learned, threshold))
 
 
-def _verdict(learned: Learned, config: FitConfig, target: float) -> _Verdict:
-    nothing = Choice(None, 0.0, None, None, 0)
-    if learned.problem is not None:
-        return _Verdict(nothing, learned.problem)
-    rows = learned.judged
-    truth, predicted, groups = learned.truth[rows], learned.predicted[rows], learned.groups[rows]
-    scores, agreement = learned.accept_scores[rows], truth == predicted
-    delta = 1 - config.confidence
-    first = np.unique(groups, return_index=True)[1]
-    fewest = fewest_inputs(target, config.confidence)
-    if len(first) < fewest:
-        reason = f"{len(first)} different inputs in the traces cannot prove {target:g}: at least {fewest} are needed"
-        return _Verdict(nothing, reason, fewest - len(first))
-    choice = choose_threshold(scores, agreement, target, config.confidence, groups)
-    handled = scores >= choice.threshold if choice.threshold is not None else np.isfinite(scores)
-    if not beats_majority(truth, predicted, handled, delta):
-        return _Verdict(choice, "the surrogate does not beat always answering the most frequent label")
-    if choice.threshold is None:
-        needed = traces_still_needed(len(first), scores[first], agreement[first], target, config.confidence)
-        more = "no number of traces like these would do" if needed is None else f"about {needed} more traces might do"
-        overall = float(agreement.mean())
-        reason = f"no threshold proves {target:g} (the surrogate agrees on {overall:.3f} of all traces): {more}"
-        return _Verdict(choice, reason, needed)
-    if choice.coverage < config.min_deploy_coverage:
-        return _Verdict(choice, f"only {choice.coverage:.2%} of calls would be handled")
-    return _Verdict(choice, None)
+def _method(measurement: Measurement, verdict: _Verdict, n_judged: int) -> str:
+    if len(measurement.stages) > 1:
+        return "rsb"
+    return "global" if verdict.choice.n_handled == n_judged else "l2d"
 
 
-def _method(learned: Learned, choice: Choice) -> str:
-    everything = int(np.isfinite(learned.accept_scores[learned.judged]).sum())
-    return "global" if choice.n_handled == everything else "l2d"
-
-
-def _frontier_row(learned: Learned, config: FitConfig, target: float) -> dict[str, Any]:
-    verdict = _verdict(learned, config, target)
-    certified = verdict.reason is None
-    choice = verdict.choice
-    return {
-        "target": target,
-        "certified": certified,
-        "coverage": choice.coverage if certified else 0.0,
-        "teacher_agreement": choice.agreement if certified else None,
-        "teacher_agreement_lower": choice.lower if certified else None,
-        "threshold": choice.threshold if certified else None,
-        "reason": verdict.reason,
-    }
-
-
-def _notes(learned: Learned) -> list[str]:
+def _notes(learned: Learned, config: FitConfig, verdict: _Verdict, measurements: list[dict[str, Any]]) -> list[str]:
     notes = []
     rare = sum(1 for count in learned.teacher_counts.values() if count == 1)
     if rare:
@@ -121,14 +291,17 @@ def _notes(learned: Learned) -> list[str]:
     if apart:
         notes.append(
             f"{apart} traces are learned from but do not count for the certificate: a policy in service deferred them, "
-            "or they carry a weight, so they are not drawn as live calls are"
+            "so they are not drawn as live calls are"
         )
-    notes += _repeats(learned)
-    notes.append("agreement was measured on random folds: it holds for live calls that are drawn like the traces")
+    if learned.problem is None and len(np.unique(learned.weights[learned.judged])) > 1:
+        notes.append("traces carry weights: agreement is weighted, and tested by a bound that is valid for weights")
+    notes += _repeats(learned, config)
+    notes += _protected(learned, config, verdict)
+    notes += _other_measurements(config, verdict, measurements)
     return notes
 
 
-def _repeats(learned: Learned) -> list[str]:
+def _repeats(learned: Learned, config: FitConfig) -> list[str]:
     first = np.unique(learned.groups, return_index=True)[1]
     repeats = len(learned.groups) - len(first)
     if learned.problem is not None or not repeats:
@@ -137,31 +310,84 @@ def _repeats(learned: Learned) -> list[str]:
     notes = [f"{repeats} traces repeat an earlier input: the certificate holds for the different inputs alone, too"]
     if pairs > len(first):
         notes.append(f"the teacher contradicts itself: {pairs - len(first)} inputs were given more than one label")
+    ceiling = teacher_ceiling(learned.groups, learned.truth)
+    if ceiling is not None and ceiling.highest < config.target_teacher_agreement:
+        notes.append(
+            f"the teacher answers a repeated input the same way {ceiling.agreeing:.1%} of the time ({ceiling.pairs} "
+            f"inputs): no copy of it can agree with it much more often than {ceiling.highest:.3f} over all calls"
+        )
     return notes
 
 
-def _report(learned: Learned, threshold: float) -> dict[str, Any]:
-    handled = learned.accept_scores >= threshold
-    agreement = learned.truth == learned.predicted
-    rows = []
-    for i, label in enumerate(learned.labels):
-        mine = learned.truth == i
-        answered = handled & (learned.predicted == i)
-        rows.append(
-            {
-                "label": label,
-                "traces": int(mine.sum()),
-                "handled_share": _share(handled[mine]),
-                "answered": int(answered.sum()),
-                "agreement_when_answered": _share(agreement[answered]),
-            }
+def _protected(learned: Learned, config: FitConfig, verdict: _Verdict) -> list[str]:
+    notes = []
+    for label in config.protect:
+        if label not in learned.labels:
+            notes.append(f"protected label {label!r} is not among the learned labels: it is never answered")
+            continue
+        choice = verdict.thresholds.protected.get(learned.labels.index(label))
+        if choice is not None and choice.threshold is None:
+            notes.append(f"protected label {label!r} could not be certified on its own: it is never answered")
+    return notes
+
+
+def _other_measurements(config: FitConfig, verdict: _Verdict, measurements: list[dict[str, Any]]) -> list[str]:
+    """A plain word where traces that are less alike say less than the ruling measurement does."""
+    if verdict.reason is not None:
+        return []
+    target, notes = config.target_teacher_agreement, []
+    for row in measurements:
+        seen = row["at_served_threshold"]
+        if seen is None or seen["teacher_agreement"] is None or seen["teacher_agreement"] >= target:
+            continue
+        alone = f"certifies coverage {row['coverage']:.3f}" if row["certified"] else "refuses"
+        notes.append(
+            f"warning: with {_MANNERS[row['name']]} the policy served agrees on {seen['teacher_agreement']:.4f} "
+            f"(at least {seen['teacher_agreement_lower']:.4f}), below {target:g}: where live calls repeat the traces "
+            f"less, expect that. --assume {row['name']} {alone}"
         )
+    if not notes:
+        notes.append("random folds, near-duplicates kept together and the newest traces all support the certificate")
+    return notes
+
+
+def _report(
+    learned: Learned, config: FitConfig, ruling: _Evidence | None, thresholds: Thresholds, threshold: float
+) -> dict[str, Any]:
+    trials = [{"name": t.name, "agreement": t.agreement, "seconds": round(t.seconds, 2)} for t in learned.trials]
+    if ruling is None:
+        return {"out_of_fold_agreement": None, "outside_guard": None, "labels": [], "candidates": trials}
+    handled, labels = _handled(ruling, thresholds)
+    bounds = label_bounds(ruling.truth, labels, handled, len(learned.labels), config.confidence, ruling.weights)
+    counts = np.bincount(ruling.truth[ruling.truth >= 0], minlength=len(learned.labels))
+    rows = [
+        {
+            "label": label,
+            "traces": int(counts[i]),
+            "handled_share": _number(bounds.handled_share[i]),
+            "answered": int(bounds.answered[i]),
+            "agreement_when_answered": _number(bounds.agreement[i]),
+            "agreement_lower": _number(bounds.lower[i]),
+            "protected": label in config.protect,
+        }
+        for i, label in enumerate(learned.labels)
+    ]
     return {
-        "out_of_fold_agreement": _share(agreement),
-        "outside_guard": _share(~np.isfinite(learned.accept_scores)),
+        "out_of_fold_agreement": float(np.average(ruling.agreement(-np.inf), weights=ruling.weights)),
+        "outside_guard": float((~np.isfinite(ruling.decided.scores)).mean()),
         "labels": rows,
+        "candidates": trials,
+        "handled_by_stage": _by_stage(ruling, handled, threshold),
     }
 
 
-def _share(values: NDArray[np.bool_]) -> float | None:
-    return float(values.mean()) if len(values) else None
+def _by_stage(ruling: _Evidence, handled: NDArray[np.bool_], threshold: float) -> list[float]:
+    """Share of all judged rows that each stage answers."""
+    if len(ruling.measurement.stages) == 1:
+        return [float(handled.mean())]
+    early = handled & (ruling.decided.early >= threshold)
+    return [float(early.mean()), float((handled & ~early).mean())]
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,13 +1,16 @@
 """A policy loaded for use: one `decide` for one input, the same one for many."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
-from policies.artifact import Manifest, read_file, read_manifest
+from policies.artifact import Manifest, StageEntry, read_file, read_manifest
+from policies.encoders import Encoder, load_encoder
 from policies.errors import PolicyDamaged
 from policies.features import TextEncoder, text_inputs
 from policies.session import open_session, run_session
@@ -21,51 +24,71 @@ _TOO_LONG = LocalDecision(None, False, 0.0, Reason.TOO_LONG)
 _NO_EMBEDDING = LocalDecision(None, False, 0.0, Reason.NO_EMBEDDING)
 
 
+@dataclass(frozen=True)
+class _Stage:
+    entry: StageEntry
+    session: onnxruntime.InferenceSession
+    threshold: float
+
+
 class Policy:
     """An immutable snapshot of a policy folder's served version. Safe to use from many threads."""
 
-    def __init__(self, manifest: Manifest, graph: bytes | None, encoder: TextEncoder | None) -> None:
-        """Use `load`. `graph` is None for a refused policy, which defers everything."""
+    def __init__(
+        self,
+        manifest: Manifest,
+        graphs: Mapping[str, bytes],
+        tokenizer: TextEncoder | None = None,
+        encoder: Encoder | None = None,
+    ) -> None:
+        """Use `load`. `graphs` maps each stage's role to its graph; a refused policy has none and defers everything."""
         self.manifest = manifest
         self.version = manifest.version
         self.labels = tuple(manifest.labels)
         self.certified = not manifest.certificate.refused
         self.input_kind = manifest.input_kind
         self.embedding_dim = manifest.embedding_dim
-        # Nothing scores above infinity: without a certificate nothing is handled.
-        self.threshold = float("inf") if manifest.threshold is None else manifest.threshold
-        self._guard_threshold = float("inf") if manifest.guard_threshold is None else manifest.guard_threshold
-        self._session = None if graph is None else open_session(graph)
+        self.threshold = _limit(manifest.threshold)
+        self._stages = [
+            _Stage(entry, open_session(graphs[entry.model]), _limit(entry.threshold)) for entry in manifest.stages
+        ]
+        self._tokenizer = tokenizer
         self._encoder = encoder
-        n_tokens = manifest.features.get("n_tokens") if manifest.features.get("n_lexical") else None
-        self._n_lexical_tokens: int | None = n_tokens
+        index = {label: i for i, label in enumerate(self.labels)}
+        self._limits = {index[label]: _limit(limit) for label, limit in manifest.protected.items()}
 
     @classmethod
     def load(cls, path: str | Path) -> "Policy":
         """Read and verify the served version in `path`. Raises PolicyMissing or PolicyDamaged."""
         manifest = read_manifest(path)
         if manifest.certificate.refused:
-            return cls(manifest, None, None)
-        if manifest.threshold is None or manifest.guard_threshold is None:
+            return cls(manifest, {})
+        if not manifest.stages or not set(manifest.protected) <= set(manifest.labels):
             raise PolicyDamaged(f"{path}: certified, but without thresholds")
-        graph = read_file(path, manifest, "model")
-        encoder = None
-        if manifest.input_kind == "text":
+        graphs = {entry.model: read_file(path, manifest, entry.model) for entry in manifest.stages}
+        tokenizer = None
+        if any(entry.tokens for entry in manifest.stages):
             try:
-                encoder = TextEncoder(read_file(path, manifest, "tokenizer"))
+                tokenizer = TextEncoder(read_file(path, manifest, "tokenizer"))
             except ValueError as error:
                 raise PolicyDamaged(f"{path}: tokenizer.json: {error}") from error
-        return cls(manifest, graph, encoder)
+        return cls(manifest, graphs, tokenizer, _read_encoder(path, manifest))
+
+    @property
+    def slow(self) -> bool:
+        """Whether some inputs need an encoder: milliseconds, or a call over the network, instead of microseconds."""
+        return self._encoder is not None
 
     def decide(self, input: str | Embedding) -> LocalDecision:  # noqa: A002 - the house's word for it
         """Decide on one text, or on one embedding of shape (d,).
 
-        Raises ValueError for an embedding of another shape than the policy's.
+        Raises ValueError for an embedding of another shape than the policy's, and ConnectionError where an endpoint
+        that the policy needs cannot be reached.
         """
-        if self._session is None:
+        if not self._stages:
             return _REFUSED
         if isinstance(input, str):
-            return self._decide_text(input)
+            return self._decide_text(input, len(self._stages))
         if self.input_kind != "embedding":
             raise ValueError("this policy reads text, not embeddings")
         row = np.ascontiguousarray(input, dtype=np.float32)
@@ -73,27 +96,65 @@ class Policy:
             raise ValueError(
                 f"embedding dimension mismatch: expected {self.embedding_dim}, got {row.shape[-1] if row.ndim else 0}"
             )
-        return self._judge({"embedding": row})
+        return self._judge(0, {"embedding": row})
+
+    def decide_quickly(self, text: str) -> LocalDecision | None:
+        """As `decide`, without an encoder: None where only that could tell."""
+        if not self._stages:
+            return _REFUSED
+        quick = sum(not stage.entry.encoded for stage in self._stages)
+        if not quick:
+            return None
+        decision = self._decide_text(text, quick)
+        undecided = quick < len(self._stages) and decision.reason in (Reason.UNCERTAIN, Reason.NOVEL)
+        return None if undecided else decision
 
     def decide_many(self, inputs: Sequence[str] | NDArray[np.float32]) -> list[LocalDecision]:
         """`decide` of each text, or of each row of (n, d) embeddings."""
         return [self.decide(row) for row in inputs]
 
-    def _decide_text(self, text: str) -> LocalDecision:
-        if self._encoder is None:
+    def _decide_text(self, text: str, n_stages: int) -> LocalDecision:
+        if self.input_kind != "text" or self._tokenizer is None:
             return _NO_EMBEDDING
         if len(text) > self.manifest.max_chars:
             return _TOO_LONG
-        tokens = self._encoder.encode(text)
+        tokens = self._tokenizer.encode(text)
         if not tokens:
             return _EMPTY
-        return self._judge(text_inputs(tokens, self._n_lexical_tokens))
+        decision = _REFUSED
+        for number in range(n_stages):
+            entry = self._stages[number].entry
+            inputs: dict[str, NDArray[Any]] = dict(text_inputs(tokens, entry.n_lexical_tokens)) if entry.tokens else {}
+            if entry.encoded and self._encoder is not None:
+                inputs["vector"] = self._encoder.encode(text)
+            decision = self._judge(number, inputs)
+            if decision.handled:
+                return decision
+        return decision
 
-    def _judge(self, inputs: Mapping[str, NDArray[Any]]) -> LocalDecision:
-        label, score, guard = run_session(self._session, inputs)
+    def _judge(self, number: int, inputs: Mapping[str, NDArray[Any]]) -> LocalDecision:
+        stage = self._stages[number]
+        label, score, guard = run_session(stage.session, inputs)
         # Written so that a NaN fails both tests.
-        if not guard >= self._guard_threshold:
+        if not guard >= stage.entry.guard_threshold:
             return LocalDecision(None, False, score if score == score else 0.0, Reason.NOVEL)  # noqa: PLR0124
-        if not score >= self.threshold:
+        limit = self._limits.get(label, stage.threshold) if self._limits else stage.threshold
+        if not score >= limit:
             return LocalDecision(None, False, score if score == score else 0.0, Reason.UNCERTAIN)  # noqa: PLR0124
-        return LocalDecision(self.labels[label], True, score, None, 0)
+        return LocalDecision(self.labels[label], True, score, None, number)
+
+
+def _limit(threshold: float | None) -> float:
+    # Nothing scores above infinity: without a certificate nothing is handled.
+    return float("inf") if threshold is None else threshold
+
+
+def _read_encoder(path: str | Path, manifest: Manifest) -> Encoder | None:
+    roles = [role for role in manifest.files if role.startswith("encoder/")]
+    if not roles:
+        return None
+    files = {role.removeprefix("encoder/"): read_file(path, manifest, role) for role in roles}
+    try:
+        return load_encoder(files)
+    except ValueError as error:
+        raise PolicyDamaged(f"{path}: the encoder: {error}") from error

@@ -9,8 +9,10 @@ from rich.text import Text
 
 from policies.artifact import Manifest, read_file, read_manifest
 from policies.console import stdout
+from policies.plot import draw_frontier
 
 _SHOWN_LABELS = 15
+_MANNERS = {"iid": "random folds", "grouped": "near-duplicates apart", "newest": "newest traces"}
 
 
 def read_report(folder: str | Path) -> dict[str, Any]:
@@ -23,32 +25,85 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     }
 
 
+def plot_report(folder: str | Path, path: Path) -> None:
+    """Draw the frontier. Raises PolicyMissing, PolicyDamaged, or PolicyError where it cannot be drawn."""
+    manifest = read_manifest(folder)
+    frontier = orjson.loads(read_file(folder, manifest, "frontier"))
+    title = f"{manifest.n_traces:,} traces, {manifest.n_labels} labels, confidence {manifest.certificate.confidence:g}"
+    draw_frontier(frontier, path, title=title, target=manifest.certificate.target)
+
+
 def print_report(folder: str | Path) -> None:
-    """Certificate, frontier and the least handled labels. Raises PolicyMissing or PolicyDamaged."""
+    """Certificate, how it was measured, frontier, candidates and labels. Raises PolicyMissing or PolicyDamaged."""
     manifest = read_manifest(folder)
     frontier = orjson.loads(read_file(folder, manifest, "frontier"))
     report = orjson.loads(read_file(folder, manifest, "report"))
     print_verdict(manifest)
     print_notes(manifest.certificate.notes)
-    table = Table("target", "coverage", "agreement", title="Frontier: what each target would give")
+    _print_measurements(manifest)
+    _print_frontier(frontier)
+    _print_options(report)
+    _print_labels(report["labels"])
+
+
+def _print_measurements(manifest: Manifest) -> None:
+    certificate = manifest.certificate
+    if not certificate.measurements:
+        return
+    table = Table("measured on", "traces", "agreement", "certifies", "as served", title="Three ways to measure")
+    for row in certificate.measurements:
+        seen = row["at_served_threshold"] or {}
+        name = _MANNERS[row["name"]] + (" (rules)" if row["name"] == certificate.ruling else "")
+        certified = f"{row['coverage']:.3f} at {row['teacher_agreement']:.4f}" if row["certified"] else "refused"
+        served = ""
+        if seen.get("teacher_agreement") is not None:
+            served = f"{seen['coverage']:.3f} at {seen['teacher_agreement']:.4f}"
+        table.add_row(name, str(row["n"]), _number(row["agreement"], 3), certified, served)
+    stdout.print(table)
+    if certificate.n_effective is not None:
+        stdout.print(
+            f"{certificate.n_judged} traces count; near-duplicates among them agree alike, so that they say about as "
+            f"much as {certificate.n_effective:.0f} unrelated ones"
+        )
+
+
+def _print_frontier(frontier: list[dict[str, Any]]) -> None:
+    table = Table("target", "coverage", "agreement", title="Frontier: what each target would give, all at once")
     for row in frontier:
         cells: tuple[str, ...] = ("refused", "")
         if row["certified"]:
-            cells = tuple(f"{row[key]:.3f}" for key in ("coverage", "teacher_agreement"))
+            cells = (f"{row['coverage']:.3f}", f"{row['teacher_agreement']:.3f}")
         table.add_row(f"{row['target']:g}", *cells)
     stdout.print(table)
-    labels = sorted(report["labels"], key=lambda row: row["handled_share"] or 0.0)
-    shown = Table("label", "traces", "handled", "agreement when answered", title="Labels handled least")
-    for row in labels[:_SHOWN_LABELS]:
-        agreement = row["agreement_when_answered"]
-        cells = (
-            str(row["traces"]),
-            f"{row['handled_share'] or 0.0:.2f}",
-            "" if agreement is None else f"{agreement:.3f}",
-        )
-        shown.add_row(Text(row["label"]), *cells)
-    if labels:
-        stdout.print(shown)
+
+
+def _print_options(report: dict[str, Any]) -> None:
+    if len(report.get("candidates", [])) > 1:
+        table = Table("surrogate", "agreement", "seconds", title="Candidates, out of fold")
+        for row in report["candidates"]:
+            table.add_row(row["name"], _number(row["agreement"], 4), _number(row["seconds"], 1))
+        stdout.print(table)
+    if report.get("options"):
+        table = Table("features", "coverage", "microseconds a decision", title="Features that were tried")
+        for row in report["options"]:
+            coverage = f"{row['coverage']:.3f}" if row["certified"] else "refused"
+            table.add_row(Text(row["features"]), coverage, _number(row["microseconds"], 0))
+        stdout.print(table)
+
+
+def _print_labels(labels: list[dict[str, Any]]) -> None:
+    if not labels:
+        return
+    table = Table("label", "traces", "handled", "agreement when answered", "at least", title="Labels handled least")
+    for row in sorted(labels, key=lambda row: row["handled_share"] or 0.0)[:_SHOWN_LABELS]:
+        name = row["label"] + (" (protected)" if row["protected"] else "")
+        shares = _number(row["handled_share"], 2), _number(row["agreement_when_answered"], 3)
+        table.add_row(Text(name), str(row["traces"]), *shares, _number(row["agreement_lower"], 3))
+    stdout.print(table)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def print_verdict(manifest: Manifest) -> None:

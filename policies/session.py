@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from policies.errors import PolicyDamaged
 
-_OUTPUTS = ["label", "acceptor_probabilities", "guard"]
+_OUTPUTS = ["label", "accept_score", "guard"]
 _ONLY_ERRORS = 3
 
 
@@ -30,5 +30,5 @@ def open_session(graph: bytes) -> onnxruntime.InferenceSession:
 
 def run_session(session: onnxruntime.InferenceSession, inputs: Mapping[str, NDArray[Any]]) -> tuple[int, float, float]:
     """(label, accept score, guard value) of one input."""
-    label, probabilities, guard = session.run(_OUTPUTS, inputs)
-    return int(label[0]), float(probabilities[0, 1]), float(guard[0, 0])
+    label, score, guard = session.run(_OUTPUTS, inputs)
+    return int(label[0]), float(score[0, 0]), float(guard[0, 0])

@@ -1,11 +1,11 @@
-"""The surrogate: one linear softmax model over sparse and dense features together, and its out-of-fold scores.
+"""The surrogate: one linear softmax model over sparse and dense features together.
 
 logits = lexical @ lexical_weights + dense @ dense_weights + bias. Training both parts jointly beats training two models
 and averaging them; the parts of the sum stay apart in the scores, because their disagreement tells the acceptor a lot.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,7 +15,6 @@ from policies.blocks import Features, Floats
 
 Labels = NDArray[np.int64]
 
-FOLDS = 5
 _BATCH = 256
 _RATE = 1.0
 _BIAS_RATE = 0.05
@@ -33,17 +32,18 @@ class SoftmaxModel:
 
     def scores(self, features: Features) -> "Scores":
         """Logits of each part and cosine to each label's centroid, for every row."""
-        parts = [features.dense @ self.dense + self.bias]
+        parts = []
         if self.lexical is not None and features.lexical is not None:
-            parts.insert(0, np.asarray(features.lexical @ self.lexical))
-        norms = np.linalg.norm(features.dense, axis=1, keepdims=True)
-        similarity = features.dense / np.maximum(norms, _FLOOR) @ self.centroids.T
-        return Scores(tuple(parts), similarity, features.lengths)
+            parts.append(np.asarray(features.lexical @ self.lexical))
+        for block in blocks_of(features.widths):
+            parts.append(features.dense[:, block] @ self.dense[block])
+        parts[-1] = parts[-1] + self.bias
+        return Scores(tuple(parts), cosines(features.dense, self.centroids), features.lengths)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """`parts`: one or two (n, K) arrays that add up to the logits; `similarity` (n, K); `lengths` (n,)."""
+    """`parts`: (n, K) arrays, one a block, that add up to the logits; `similarity` (n, K); `lengths` (n,)."""
 
     parts: tuple[Floats, ...]
     similarity: Floats
@@ -52,19 +52,34 @@ class Scores:
     @property
     def logits(self) -> Floats:
         """Sum of the parts, (n, K)."""
-        return self.parts[0] if len(self.parts) == 1 else self.parts[0] + self.parts[1]
+        total = self.parts[0]
+        for part in self.parts[1:]:
+            total = total + part
+        return total
 
     @property
     def views(self) -> Floats:
-        """Logits, each part where there are two, and similarities: (n, R, K)."""
+        """Logits, each part where there are several, and similarities: (n, R, K)."""
         parts = self.parts if len(self.parts) > 1 else ()
         return np.stack([self.logits, *parts, self.similarity], axis=1)
+
+
+def blocks_of(widths: tuple[int, ...]) -> list[slice]:
+    """Columns of each dense block."""
+    edges = np.cumsum([0, *widths])
+    return [slice(int(low), int(high)) for low, high in pairwise(edges)]
+
+
+def cosines(dense: Floats, centroids: Floats) -> Floats:
+    """Cosine of each row to each unit centroid, (n, K); zeros where there is no dense block."""
+    norms = np.linalg.norm(dense, axis=1, keepdims=True)
+    return np.asarray(dense / np.maximum(norms, _FLOOR) @ centroids.T, np.float32)
 
 
 def epochs_for(n: int) -> int:
     """Passes over n rows: few suffice where there are many rows."""
     if n <= 20_000:
-        return 15
+        return 12
     return 6 if n <= 200_000 else 3
 
 
@@ -86,46 +101,13 @@ def fit_softmax(
         for start in range(0, len(features), _BATCH):
             solver.step(start, _RATE * (1 - step / steps))
             step += 1
-    return SoftmaxModel(solver.lexical, solver.dense, solver.bias, _centroids(features.dense, labels, n_labels))
-
-
-def random_folds(groups: NDArray[np.int64], seed: int, folds: int = FOLDS) -> NDArray[np.int64]:
-    """Fold of each row: a random permutation of the groups modulo `folds`, so that equal inputs share a fold.
-
-    `groups` (n,) numbers the inputs. An input that is also in another fold would be scored by a model that has seen it.
-    Not stratified: stratified folds hold a label's own count fixed while its rivals lose rows, which makes out-of-fold
-    agreement optimistic where labels are small.
-    """
-    numbers, member = np.unique(groups, return_inverse=True)
-    return (np.random.default_rng(seed).permutation(len(numbers)) % folds)[member]
-
-
-def cross_validate(
-    features: Features, labels: Labels, n_labels: int, folds: NDArray[np.int64], on_fold: Callable[[int], None]
-) -> tuple[Scores, list[SoftmaxModel]]:
-    """Scores of every row by the model that did not see it, and the fold models.
-
-    `labels` may hold -1 for rows to score but not to learn from. `on_fold` is called after each fold.
-    """
-    n_parts = 1 if features.lexical is None else 2
-    parts = tuple(np.zeros((len(features), n_labels), np.float32) for _ in range(n_parts))
-    similarity = np.zeros((len(features), n_labels), np.float32)
-    models = []
-    for fold in range(int(folds.max()) + 1):
-        learn = np.flatnonzero((folds != fold) & (labels >= 0))
-        held = np.flatnonzero(folds == fold)
-        model = fit_softmax(features.take(learn), labels[learn], n_labels, seed=fold)
-        scores = model.scores(features.take(held))
-        for part, held_part in zip(parts, scores.parts, strict=True):
-            part[held] = held_part
-        similarity[held] = scores.similarity
-        models.append(model)
-        on_fold(fold)
-    return Scores(parts, similarity, features.lengths), models
+    return SoftmaxModel(solver.lexical, solver.dense, solver.bias, centroids_of(features.dense, labels, n_labels))
 
 
 def average(models: list[SoftmaxModel]) -> SoftmaxModel:
     """The model whose weights are the mean of the fold models': still one linear model, and a cautious one."""
+    if len(models) == 1:
+        return models[0]
     lexical = None
     if models[0].lexical is not None:
         lexical = np.mean([m.lexical for m in models if m.lexical is not None], axis=0)
@@ -155,6 +137,8 @@ class _AdaGrad:
         if features.lexical is not None:
             size = features.lexical.shape[1]
             self.lexical = np.zeros((size, n_labels), np.float32)
+            self._mark = np.zeros(size, np.bool_)
+            self._place = np.zeros(size, np.int32)
             self._lexical_sum = np.full(size, 1e-6, np.float32)
             self._occurrences = np.maximum(np.bincount(features.lexical.indices, minlength=size), 1).astype(np.float32)
         self._rows = features
@@ -187,7 +171,12 @@ class _AdaGrad:
         assert rows is not None  # noqa: S101 - both are set together in the constructor
         assert weights is not None  # noqa: S101
         low, high = rows.indptr[start], rows.indptr[stop]
-        columns, position = np.unique(rows.indices[low:high], return_inverse=True)
+        # What np.unique would give, without sorting.
+        self._mark[rows.indices[low:high]] = True
+        columns = np.flatnonzero(self._mark)
+        self._mark[columns] = False
+        self._place[columns] = np.arange(len(columns), dtype=np.int32)
+        position = self._place[rows.indices[low:high]]
         shape = (stop - start, len(columns))
         matrix = sp.csr_matrix((rows.data[low:high], position, rows.indptr[start : stop + 1] - low), shape=shape)
         return _Touched(columns, matrix, weights[columns], np.bincount(position, minlength=len(columns)))
@@ -212,9 +201,12 @@ class _Touched:
     counts: NDArray[np.int64]
 
 
-def _centroids(dense: Floats, labels: Labels, n_labels: int) -> Floats:
-    sums = np.zeros((n_labels, dense.shape[1]), np.float32)
-    np.add.at(sums, labels, dense)
+def centroids_of(dense: Floats, labels: Labels, n_labels: int) -> Floats:
+    """Unit mean direction of each label's rows, (K, d)."""
+    members = sp.csr_matrix(
+        (np.ones(len(labels), np.float32), (labels, np.arange(len(labels)))), (n_labels, len(labels))
+    )
+    sums = np.asarray(members @ dense)
     return _unit_rows(sums)
 
 

@@ -18,6 +18,7 @@ class Reason(StrEnum):
     CONVERSATION = "conversation"  # the input hangs on earlier turns
     UNSUPPORTED = "unsupported"  # a request parameter a label cannot honour
     NO_EMBEDDING = "no_embedding"  # the policy reads embeddings and the request brought none
+    BUSY = "busy"  # too many inputs wait for the encoder already
     ERROR = "error"  # local scoring raised
 
 

@@ -5,7 +5,7 @@ from time import perf_counter
 
 from gateway.answer import EVENT_STREAM, JSON, readable, render, render_stream
 from gateway.asgi import RELAYED_HEADERS, new_id, send_bytes, tracer_headers
-from gateway.decide import Decision, Lane, decide, deferred
+from gateway.decide import Decision, Lane, deferred
 from gateway.endpoints.exchange import Endpoint, Exchange
 from gateway.errors import AnswerableError, InvalidRequest
 from gateway.learn import Forwarded, learn
@@ -40,7 +40,7 @@ class Chat(Endpoint):
 
     async def _serve_project(self, exchange: Exchange, request: ChatRequest, found: Recognised) -> Lane:
         call_id = new_id()
-        decision = self._decide(found, request)
+        decision = await self._decide(found, request)
         self.count(found.project, decision)
         exchange.headers = tracer_headers(found.project, decision, call_id)
         if decision.label is not None:
@@ -62,11 +62,11 @@ class Chat(Endpoint):
             logger.error("reading a call failed (%s); it is forwarded", type(error).__name__)
             return None
 
-    def _decide(self, found: Recognised, request: ChatRequest) -> Decision:
+    async def _decide(self, found: Recognised, request: ChatRequest) -> Decision:
         serving = self.services.registry.serving(found.project)
         if found.reason is not None:
             return deferred(serving, found.reason)
-        decision = decide(serving, found.text or "", self.metrics)
+        decision = await self.services.decider.decide(serving, found.text or "")
         if decision.label is not None and not has_room(request, decision.label):
             return deferred(serving, Reason.UNSUPPORTED)
         return decision

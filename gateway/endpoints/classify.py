@@ -7,7 +7,7 @@ from starlette.types import Message
 
 from gateway.answer import JSON, SURROGATE_MODEL
 from gateway.asgi import new_id, send_bytes, tracer_headers
-from gateway.decide import Decision, decide, deferred
+from gateway.decide import Decision, deferred
 from gateway.endpoints.chat import PATH
 from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
 from gateway.errors import InvalidRequest, UpstreamUnreachable
@@ -35,7 +35,7 @@ class Classify(Endpoint):
         if type(text) is not str:
             raise InvalidRequest("'input' should be a string.", param="input")
         call_id = new_id()
-        decision = self._decide(project, text)
+        decision = await self._decide(project, text)
         self.count(project, decision)
         exchange.headers = tracer_headers(project, decision, call_id)
         request = None if decision.label is not None else self._question(project, text, body.get("messages"))
@@ -58,10 +58,10 @@ class Classify(Endpoint):
         label = learn(self.services, call, outcome)
         await answer_json(exchange, _answer(decision, label, request.model, body))
 
-    def _decide(self, project: str, text: str) -> Decision:
+    async def _decide(self, project: str, text: str) -> Decision:
         serving = self.services.registry.serving(project)
         flaw = self.services.recogniser.flaw(text)
-        return decide(serving, text, self.metrics) if flaw is None else deferred(serving, flaw)
+        return await self.services.decider.decide(serving, text) if flaw is None else deferred(serving, flaw)
 
     def _question(self, project: str, text: str, messages: Any) -> ChatRequest | None:
         """The chat call that asks the teacher, or None where nobody is to be asked."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.asgi import batch_headers, new_id, tracer_headers
-from gateway.decide import Decision, decide, deferred
+from gateway.decide import Decision, deferred
 from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
 from gateway.errors import InvalidRequest
 from gateway.registry import Serving
@@ -30,16 +30,19 @@ class Predict(Endpoint):
         serving = self.services.registry.serving(project)
         key, given = _one_of(body, "embedding", "input")
         value = _text(given, key) if key == "input" else _rows([given], key, serving)[0]
-        decision = self._decide(serving, value)
+        decision = await self._decide(serving, value)
         self.count(project, decision)
         exchange.headers = tracer_headers(project, decision, new_id())
         score = 0.0 if decision.accept_score is None else decision.accept_score
         answer = {"label": decision.label, "decision": decision.word, "accept_score": score, "stage": decision.stage}
         await answer_json(exchange, answer)
 
-    def _decide(self, serving: Serving, value: Value) -> Decision:
-        flaw = self.services.recogniser.flaw(value) if isinstance(value, str) else None
-        return decide(serving, value, self.metrics) if flaw is None else deferred(serving, flaw)
+    async def _decide(self, serving: Serving, value: Value) -> Decision:
+        decider = self.services.decider
+        if not isinstance(value, str):
+            return decider.decide_here(serving, value)
+        flaw = self.services.recogniser.flaw(value)
+        return await decider.decide(serving, value) if flaw is None else deferred(serving, flaw)
 
 
 class PredictBatch(Predict):
@@ -54,7 +57,8 @@ class PredictBatch(Predict):
         exchange.headers = batch_headers(project, serving.version)
         if type(given) is not list:
             raise InvalidRequest(f"{key!r} should be an array.", param=key)
-        if len(given) > _ROWS_ON_LOOP:
+        slow = serving.policy is not None and serving.policy.slow
+        if slow or len(given) > _ROWS_ON_LOOP:
             decisions = await asyncio.to_thread(self._decide_all, serving, key, given)
         else:
             decisions = self._decide_all(serving, key, given)
@@ -72,7 +76,11 @@ class PredictBatch(Predict):
     def _decide_all(self, serving: Serving, key: str, given: list[Any]) -> list[Decision]:
         values: list[Value]
         values = [_text(item, key) for item in given] if key == "inputs" else list(_rows(given, key, serving))
-        return [self._decide(serving, value) for value in values]
+        return [self._decide_here(serving, value) for value in values]
+
+    def _decide_here(self, serving: Serving, value: Value) -> Decision:
+        flaw = self.services.recogniser.flaw(value) if isinstance(value, str) else None
+        return self.services.decider.decide_here(serving, value) if flaw is None else deferred(serving, flaw)
 
 
 def project_of(services: Services, exchange: Exchange, body: dict[str, Any]) -> str:

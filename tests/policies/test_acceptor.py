@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from policies.acceptor import fit_acceptor
+from policies.acceptor import describe, fit_acceptor
 from policies.gate import choose_threshold
 from policies.surrogates import Scores
 
@@ -26,15 +26,16 @@ def test_one_kind_of_score_is_judged_and_served(errors: int) -> None:
     scores, agreement = _task(errors, 1_500, 6, 3.0)
     agreement[:] = True
     agreement[np.random.default_rng(errors).choice(1_500, errors, replace=False)] = False
-    acceptor, crossed = fit_acceptor(scores, agreement, np.arange(1_500), 0)
+    table = describe(scores)
+    acceptor, crossed = fit_acceptor(table, agreement, np.arange(1_500), 6, 0)
     threshold = np.quantile(crossed, 0.4)
-    assert (acceptor.accept_scores(scores) >= threshold).mean() == pytest.approx(0.6, abs=0.1)
+    assert (acceptor.accept_scores(table) >= threshold).mean() == pytest.approx(0.6, abs=0.1)
 
 
 def test_a_noisy_yes_or_no_task_keeps_its_coverage() -> None:
     """With two labels the past reliability of a label must not tell a row's own agreement."""
     scores, agreement = _task(1, 4_000, 2, 1.2)
-    _, crossed = fit_acceptor(scores, agreement, np.arange(4_000), 0)
+    _, crossed = fit_acceptor(describe(scores), agreement, np.arange(4_000), 2, 0)
     ordered = np.sort(scores.logits, axis=1)
     by_gap = choose_threshold((ordered[:, 1] - ordered[:, 0]).astype(np.float64), agreement, 0.95, 0.90).coverage
     assert by_gap > 0.3
@@ -46,5 +47,5 @@ def test_agreement_that_nothing_tells_is_not_told() -> None:
     scores it ranks it slightly downwards)."""
     scores, _ = _task(2, 3_000, 4, 1.0)
     agreement = np.random.default_rng(3).random(3_000) < 0.8
-    _, crossed = fit_acceptor(scores, agreement, np.arange(3_000), 0)
+    _, crossed = fit_acceptor(describe(scores), agreement, np.arange(3_000), 4, 0)
     assert np.corrcoef(crossed, agreement)[0, 1] < 0.06

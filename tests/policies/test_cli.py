@@ -52,7 +52,8 @@ def test_evaluate_prints_coverage_agreement_and_times(fit_output: dict[str, Any]
     done = _tracer("evaluate", folder / "traffic.jsonl", "--policy", folder / "policy", "--json")
     found = json.loads(done.stdout)
     keys = {"n", "coverage", "teacher_agreement", "n_handled", "by_reason", "decide_us_p50", "decide_us_p99"}
-    assert set(found) == keys
+    assert set(found) == keys | {"by_stage"}
+    assert sum(found["by_stage"].values()) == found["n_handled"]
     assert found["n_handled"] + sum(found["by_reason"].values()) == found["n"] == 300
     assert 0 < found["decide_us_p50"] <= found["decide_us_p99"]
     assert fit_output["method"] in {"l2d", "global"}

@@ -5,48 +5,61 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from policies.acceptor import Table, describe
 from policies.errors import ExportError, PolicyDamaged
-from policies.export import build_graph, check_graph
-from policies.fitting import silent
+from policies.export import Fitted, build_graph, check_graph
 from policies.learning import Learned, learn
 from policies.session import open_session, run_session
 from policies.settings import FitConfig
+from policies.surrogates import SoftmaxModel
 from tests.traces_maker import make_traces
 
 
-@pytest.fixture(scope="module", params=["lexical,static", "static", "given"])
+@pytest.fixture(scope="module", params=["lexical,static", "static", "lexical", "given"])
 def learned(request: pytest.FixtureRequest) -> Learned:
     """A fit before the gate, for each kind of features."""
     traces = make_traces(500)
     given = np.random.default_rng(0).normal(size=(500, 12)).astype(np.float32) if request.param == "given" else None
-    config = FitConfig(0.8) if request.param == "given" else FitConfig(0.8, features=request.param)
-    return learn(traces, config, given, silent)
+    return learn(traces, FitConfig(0.8), request.param, given, lambda *_: None)
+
+
+def _fitted(learned: Learned) -> tuple[Fitted, Table, np.ndarray]:
+    """The one stage, its table of all traces, and its logit gaps."""
+    assert learned.reading is not None
+    stage, found = learned.reading.stages[0], learned.measurements[0].stages[0]
+    scores = found.models[0].scores(stage.features)
+    ordered = np.sort(scores.logits, axis=1)
+    fitted = Fitted(stage.reader, found.models[0], found.acceptor, found.guard)
+    return fitted, describe(scores), ordered[:, -1] - ordered[:, -2]
+
+
+def _inputs(learned: Learned) -> list[dict[str, np.ndarray]]:
+    assert learned.reading is not None
+    return [dict(learned.reading.graph_input(i, learned.reading.stages[0])) for i in range(500)]
 
 
 def test_graph_and_model_give_the_same_numbers(learned: Learned) -> None:
     """Label, accept score and guard value agree on every trace, to float32's precision."""
-    assert learned.fitted is not None
-    session = open_session(build_graph(learned.fitted))
-    scores = learned.served_scores()
-    labels = scores.logits.argmax(axis=1)
-    accept = learned.fitted.acceptor.accept_scores(scores)
-    guard = learned.fitted.guard.values(scores)
-    for i, row in enumerate(learned.graph_inputs()):
+    fitted, table, _ = _fitted(learned)
+    session = open_session(build_graph(fitted))
+    accept, guard = fitted.acceptor.accept_scores(table), fitted.guard.values(table)
+    for i, row in enumerate(_inputs(learned)):
         label, score, value = run_session(session, row)
-        assert label == labels[i]
+        assert label == table.predicted[i]
         assert score == pytest.approx(accept[i], abs=1e-3)
         assert value == pytest.approx(guard[i], abs=1e-3)
 
 
 def test_a_graph_of_another_model_is_noticed(learned: Learned) -> None:
     """The check compares decisions, so a graph with other weights does not pass."""
-    assert learned.fitted is not None
-    surrogate = learned.fitted.surrogate
-    other = replace(
-        learned.fitted, surrogate=replace(surrogate, bias=surrogate.bias[::-1].copy(), dense=-surrogate.dense)
-    )
+    fitted, table, gaps = _fitted(learned)
+    surrogate = fitted.surrogate
+    assert isinstance(surrogate, SoftmaxModel)
+    lexical = None if surrogate.lexical is None else -surrogate.lexical
+    other = replace(fitted, surrogate=replace(surrogate, dense=-surrogate.dense, lexical=lexical))
+    check_graph(build_graph(fitted), _inputs(learned), fitted, (table, gaps), [0.5, 0.9])
     with pytest.raises(ExportError, match="row"):
-        check_graph(build_graph(other), learned.graph_inputs(), learned.fitted, learned.served_scores(), 0.5)
+        check_graph(build_graph(other), _inputs(learned), fitted, (table, gaps), [0.5])
 
 
 def test_bytes_that_are_no_graph_are_damage() -> None:

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from policies.blocks import fit_vocabulary, text_features
 from policies.errors import FitError
-from policies.features import BIGRAM_BUCKETS, TextEncoder, raw_features, text_inputs
+from policies.features import BIGRAM_BUCKETS, TextEncoder, Tokens, raw_features, raw_features_of, text_inputs
 from policies.static_table import load_static_table
 
 
@@ -21,7 +21,8 @@ def encoder() -> TextEncoder:
 def test_one_text_and_many_give_the_same_ids(encoder: TextEncoder) -> None:
     """Also for emoji, lone surrogates, NUL, mixed case and nothing at all."""
     texts = ["Where is my CARD?", "", "   ", "\ud800x", "a\x00b", "🦀 ωδ", "i" * 5_000]
-    assert encoder.encode_many(texts) == [encoder.encode(text) for text in texts]
+    tokens = encoder.encode_many(texts)
+    assert [tokens.row(i) for i in range(len(texts))] == [encoder.encode(text) for text in texts]
 
 
 def test_bigrams_are_hashed_behind_the_vocabulary() -> None:
@@ -31,6 +32,14 @@ def test_bigrams_are_hashed_behind_the_vocabulary() -> None:
     assert ((features[3:] >= 100) & (features[3:] < 100 + BIGRAM_BUCKETS)).all()
     assert raw_features([5], 100).tolist() == [5]
     assert raw_features([5, 6], 100)[2] != raw_features([6, 5], 100)[2]
+
+
+def test_features_of_many_texts_are_those_of_each() -> None:
+    """At fit and at serve a text has the same features, also beside texts without tokens or with one."""
+    rows = [[5, 6, 7, 5, 6], [], [9], [1, 2]]
+    raw, owner = raw_features_of(Tokens.of(rows), 100)
+    for i, row in enumerate(rows):
+        assert sorted(raw[owner == i]) == sorted(raw_features(row, 100) if row else [])
 
 
 def test_the_graph_is_fed_ids_and_features() -> None:

@@ -146,11 +146,11 @@ def test_a_megabyte_of_text_is_accepted_in_traces_and_deferred_in_calls(tmp_path
     assert Policy.load(tmp_path).decide(huge).reason == Reason.TOO_LONG
 
 
-def test_weighted_traces_are_learned_from_but_not_judged(tmp_path: Path) -> None:
-    """A weight other than 1 takes a trace out of the certificate, in plain words."""
+def test_weighted_traces_count_by_their_weight(tmp_path: Path) -> None:
+    """A weight other than 1 makes the certificate a weighted one, in plain words."""
     traces = [replace(t, weight=50.0) if i % 10 == 0 else t for i, t in enumerate(make_traces(600))]
     certificate = fit_policy(traces, tmp_path, FitConfig(0.8)).manifest.certificate
-    assert certificate.n_judged == 540
+    assert certificate.n_judged == 600
     assert any("weight" in note for note in certificate.notes)
 
 
@@ -261,7 +261,7 @@ def test_a_second_fit_into_the_same_folder_is_turned_away(tmp_path: Path) -> Non
     blocked: list[str] = []
 
     def intrude(step: str, done: float) -> None:
-        if step == "acceptor" and done:
+        if step == "gate" and done:
             with pytest.raises(ArtifactError) as caught:
                 fit_policy(make_traces(300), tmp_path, FitConfig(0.8))
             blocked.append(str(caught.value))
@@ -278,7 +278,13 @@ def test_a_second_fit_into_the_same_folder_is_turned_away(tmp_path: Path) -> Non
         {"confidence": 0.0},
         {"mode": "loose"},
         {"assume": "anything"},
-        {"features": "lexical"},
+        {"features": "lexical,magic"},
+        {"features": "static,transformer:"},
+        {"features": "auto,static"},
+        {"surrogates": ("joint", "joint")},
+        {"engine": "mainframe"},
+        {"jobs": 0},
+        {"latency_budget_us": 0.0},
         {"features": "static,static"},
         {"guard_budget": 1.5},
         {"min_deploy_coverage": -0.1},

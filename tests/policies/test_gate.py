@@ -6,9 +6,13 @@ import pytest
 from policies.gate import (
     beats_majority,
     choose_threshold,
+    choose_thresholds,
+    effective_sample,
     fewest_inputs,
     first_testable,
+    label_bounds,
     lower_bound,
+    teacher_ceiling,
     traces_still_needed,
 )
 
@@ -155,3 +159,312 @@ def test_the_fewest_inputs_are_those_of_the_shorter_walk() -> None:
     for n, passes in ((fewest - 1, False), (fewest, True)):
         found = choose_threshold(np.linspace(0, 1, n), np.ones(n, bool), 0.95, 0.90).threshold
         assert (found is not None) == passes
+
+
+def _weighted_rows(n: int, seed: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, agreement falling with the score, and weights 1 or 10."""
+    generator = np.random.default_rng(seed)
+    scores, agreement = _draw(generator, n, 0.2, 1.0)
+    return scores, agreement, np.where(generator.random(n) < 0.3, 10.0, 1.0)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.02, 1e9])
+def test_equal_weights_change_nothing(weight: float) -> None:
+    """Weights in any unit, all the same, give the very numbers of unweighted rows."""
+    scores, agreement, _ = _weighted_rows(2_000)
+    weights = np.full(2_000, weight)
+    plain = choose_threshold(scores, agreement, 0.95, 0.90)
+    assert choose_threshold(scores, agreement, 0.95, 0.90, weights=weights) == plain
+    assert (
+        choose_thresholds(scores, agreement, np.zeros(2_000, np.int64), [], 0.95, 0.90, weights=weights).pool == plain
+    )
+
+
+def test_weighted_choices_do_not_depend_on_the_unit_of_the_weights() -> None:
+    """A thousandfold of all weights is the same evidence."""
+    scores, agreement, weights = _weighted_rows(2_000)
+    found = choose_threshold(scores, agreement, 0.90, 0.90, weights=weights)
+    scaled = choose_threshold(scores, agreement, 0.90, 0.90, weights=weights * 1_024)
+    assert found.threshold is not None
+    assert scaled == found
+
+
+def test_weighted_coverage_and_agreement_are_weighted_shares() -> None:
+    """They are shares of the weight, and the bound stands between the target and the agreement."""
+    scores, agreement, weights = _weighted_rows(4_000)
+    choice = choose_threshold(scores, agreement, 0.90, 0.90, weights=weights)
+    assert choice.threshold is not None
+    assert choice.agreement is not None
+    assert choice.lower is not None
+    handled = scores >= choice.threshold
+    assert choice.n_handled == handled.sum()
+    assert choice.coverage == pytest.approx(weights[handled].sum() / weights.sum())
+    assert choice.agreement == pytest.approx((weights * agreement)[handled].sum() / weights[handled].sum())
+    assert 0.90 <= choice.lower < choice.agreement
+
+
+def test_nearly_equal_weights_cost_little_coverage() -> None:
+    """Betting instead of counting on 4,000 rows loses less than two points where agreement falls off steeply."""
+    generator = np.random.default_rng(3)
+    scores = generator.random(4_000)
+    agreement = generator.random(4_000) < 1 - 0.9 * (1 - scores) ** 5
+    weights = np.linspace(1, 1.001, 4_000)
+    counted = choose_threshold(scores, agreement, 0.95, 0.90)
+    bet = choose_threshold(scores, agreement, 0.95, 0.90, weights=weights)
+    assert counted.coverage - 0.02 <= bet.coverage <= counted.coverage
+
+
+def test_heavy_rows_that_disagree_stop_the_weighted_gate() -> None:
+    """Disagreement on the rows that stand for most calls is not outvoted by many light rows."""
+    generator = np.random.default_rng(4)
+    scores, heavy = generator.random(4_000), np.arange(4_000) % 10 == 0
+    agreement = ~heavy | (generator.random(4_000) < 0.8)
+    weights = np.where(heavy, 20.0, 1.0)
+    assert choose_threshold(scores, agreement, 0.95, 0.90).threshold is not None
+    assert choose_threshold(scores, agreement, 0.95, 0.90, weights=weights).threshold is None
+
+
+def test_one_huge_weight_refuses() -> None:
+    """One row that stands for more than all others leaves nothing proved, unless it is never accepted anyway."""
+    scores, weights = np.linspace(0, 1, 1_000), np.ones(1_000)
+    weights[500] = 1e12
+    assert choose_threshold(scores, np.ones(1_000, bool), 0.95, 0.90, weights=weights).threshold is None
+    scores[500] = -np.inf
+    choice = choose_threshold(scores, np.ones(1_000, bool), 0.95, 0.90, weights=weights)
+    assert choice.n_handled == 999
+    assert choice.coverage == pytest.approx(999 / 1e12)
+
+
+def test_copies_of_weighted_rows_are_not_evidence() -> None:
+    """Forty agreeing inputs, fifty times each, prove nothing with weights either."""
+    scores, weights = np.tile(np.linspace(0.5, 1, 40), 50), np.tile(np.linspace(1, 2, 40), 50)
+    groups = np.tile(np.arange(40), 50)
+    agreement = np.ones(2_000, bool)
+    assert choose_threshold(scores, agreement, 0.95, 0.90, groups, weights).threshold is None
+    assert choose_threshold(scores, agreement, 0.95, 0.90, weights=weights).threshold is not None
+
+
+@pytest.mark.parametrize("weights", [None, np.array([3.0])])
+def test_a_single_row_proves_nothing(weights: np.ndarray | None) -> None:
+    """One row, or none that may be accepted, is refused without fuss."""
+    one = choose_threshold(np.array([0.5]), np.array([True]), 0.95, 0.90, weights=weights)
+    closed = choose_threshold(np.array([-np.inf]), np.array([True]), 0.95, 0.90, weights=weights)
+    assert (one.threshold, one.n_handled, closed.threshold) == (None, 0, None)
+
+
+def test_no_open_row_with_weights_is_refused() -> None:
+    """Rows that are all deferred leave nothing to weigh."""
+    choice = choose_threshold(np.full(3, -np.inf), np.ones(3, bool), 0.95, 0.90, weights=np.array([1.0, 2.0, 3.0]))
+    assert choice.threshold is None
+
+
+def test_a_failed_threshold_leaves_nothing_for_the_next() -> None:
+    """After a bad stretch only a later start passes again, however good the rows behind it look."""
+    agreement = np.ones(10_000, bool)
+    agreement[2_000:2_400] = False
+    agreement[4_900:] = np.arange(5_100) % 20 > 0
+    choice = choose_threshold(np.linspace(1, 0, 10_000), agreement, 0.95, 0.90)
+    assert choice.coverage < 0.25
+
+
+def test_a_bad_top_does_not_stop_the_later_starts() -> None:
+    """3 % of bad rows at the top end the early walk, not the late one."""
+    agreement = np.ones(4_000, bool)
+    agreement[:120] = np.arange(120) % 2 > 0
+    assert choose_threshold(np.linspace(1, 0, 4_000), agreement, 0.95, 0.90).coverage == 1.0
+
+
+def _three_labels(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, agreement and answers: label 0 is mostly right, 1 always, 2 half of the time."""
+    generator = np.random.default_rng(5)
+    answered = generator.integers(0, 3, n)
+    rate = np.array([0.98, 1.0, 0.5])[answered]
+    return generator.random(n), generator.random(n) < rate, answered
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_protected_labels_are_handled_only_if_certified_on_their_own(weighted: bool) -> None:
+    """A perfect protected label passes, a bad one is deferred, and the pool holds neither."""
+    scores, agreement, answered = _three_labels(6_000)
+    weights = np.where(np.arange(6_000) % 2, 2.0, 1.0) if weighted else None
+    found = choose_thresholds(scores, agreement, answered, [1, 2], 0.95, 0.90, weights=weights)
+    assert set(found.protected) == {1, 2}
+    assert found.certified
+    assert found.protected[2].threshold is None
+    assert found.protected[1].threshold is not None
+    assert found.pool.threshold is not None
+    share = np.ones(6_000) if weights is None else weights
+    assert found.protected[1].coverage == pytest.approx(share[answered == 1].sum() / share.sum())
+    handled = ((answered == 0) & (scores >= found.pool.threshold)) | (answered == 1)
+    total = found.total
+    assert total.n_handled == handled.sum()
+    assert total.coverage == pytest.approx(share[handled].sum() / share.sum())
+    assert total.agreement == pytest.approx(np.average(agreement[handled], weights=share[handled]))
+    assert total.threshold == found.pool.threshold
+    assert total.lower == min(found.pool.lower or 0, found.protected[1].lower or 0)
+
+
+def test_the_pool_may_be_refused_while_a_protected_label_is_certified() -> None:
+    """Then nothing unprotected is handled, and the union is still certified."""
+    scores, agreement, answered = _three_labels(6_000)
+    found = choose_thresholds(scores, agreement & (answered != 0), answered, [1], 0.95, 0.90)
+    assert found.pool.threshold is None
+    assert found.certified
+    assert found.total.threshold is None
+    assert found.total.n_handled == (answered == 1).sum()
+
+
+def test_nothing_certified_is_nothing_in_total() -> None:
+    """Neither the pool nor a label that is never said, or always wrong, handles anything."""
+    scores, _, answered = _three_labels(600)
+    found = choose_thresholds(scores, np.zeros(600, bool), answered, [1, 7], 0.95, 0.90)
+    assert not found.certified
+    assert found.total == found.pool == found.protected[7]
+    assert found.total.agreement is None
+
+
+def test_without_protected_labels_it_is_one_threshold() -> None:
+    """The same choice, to the last digit, as for all rows at once."""
+    scores, agreement, answered = _three_labels(3_000)
+    groups = np.arange(3_000) // 2
+    scores = scores[groups]
+    found = choose_thresholds(scores, agreement, answered, [], 0.60, 0.90, groups)
+    assert found.pool == found.total == choose_threshold(scores, agreement, 0.60, 0.90, groups)
+    assert found.certified
+    assert found.protected == {}
+
+
+def test_every_protected_label_costs_a_share_of_the_error() -> None:
+    """A pool that passes alone is tested more strictly once there are labels to protect."""
+    scores, agreement = np.linspace(0, 1, 100), np.ones(100, bool)
+    answered = np.zeros(100, np.int64)
+    agreement[0] = False
+    assert choose_thresholds(scores, agreement, answered, [], 0.95, 0.90).certified
+    assert not choose_thresholds(scores, agreement, answered, [1, 2, 3, 4, 5, 6, 7, 8, 9], 0.95, 0.90).certified
+
+
+def test_weighted_rows_may_turn_the_most_frequent_label() -> None:
+    """The label that stands for most calls is the one to beat, not the one recorded most often."""
+    labels = np.array([0] * 900 + [1] * 100)
+    weights = np.where(labels == 1, 50.0, 1.0)
+    handled = np.ones(1_000, bool)
+    assert beats_majority(labels, labels, handled, 0.1)
+    assert not beats_majority(labels, np.ones(1_000, np.int64), handled, 0.1, weights)
+    assert beats_majority(labels, labels, handled, 0.1, weights)
+    assert not beats_majority(labels, labels, np.zeros(1_000, bool), 0.1, weights)
+    assert beats_majority(labels, labels, handled, 0.1, np.full(1_000, 7.0))
+
+
+def test_a_heavy_loss_is_not_outvoted_by_light_wins() -> None:
+    """Forty light wins against twenty losses of ten times the weight do not beat the majority."""
+    labels = np.array([0] * 140 + [1] * 40)
+    predicted = labels.copy()
+    predicted[:20] = 1
+    weights = np.ones(180)
+    weights[:20] = 10.0
+    handled = np.ones(180, bool)
+    assert beats_majority(labels, predicted, handled, 0.1)
+    assert not beats_majority(labels, predicted, handled, 0.1, weights)
+
+
+def test_the_ceiling_of_a_teacher_that_errs_one_time_in_ten() -> None:
+    """Two answers agree in 0.82 of the pairs, so the ceiling is 0.9; one frequent input changes little."""
+    generator = np.random.default_rng(6)
+    groups = np.concatenate([np.repeat(np.arange(3_000), 2), np.full(1_000, 3_000)])
+    labels = (generator.random(7_000) < 0.1).astype(np.int64)
+    labels[6_000:] = np.arange(1_000) % 2
+    ceiling = teacher_ceiling(groups, labels)
+    assert ceiling is not None
+    assert ceiling.pairs == 3_001
+    assert ceiling.agreeing == pytest.approx(0.82, abs=0.02)
+    assert ceiling.highest == pytest.approx(0.90, abs=0.015)
+    weighted = teacher_ceiling(groups, labels, np.full(7_000, 4.0))
+    assert weighted is not None
+    assert weighted.agreeing == pytest.approx(ceiling.agreeing)
+
+
+def test_the_ceiling_where_the_teacher_never_or_always_contradicts_itself() -> None:
+    """1 with a perfect teacher, at most sqrt(a) with a wild one, nothing below twenty repeated inputs."""
+    groups = np.repeat(np.arange(20), 2)
+    steady = teacher_ceiling(groups, np.repeat(np.arange(20), 2))
+    wild = teacher_ceiling(groups, np.arange(40))
+    unknown = teacher_ceiling(groups, np.full(40, -1))
+    assert steady is not None
+    assert (steady.pairs, steady.agreeing, steady.highest) == (20, 1.0, 1.0)
+    assert wild is not None
+    assert (wild.agreeing, wild.highest) == (0.0, 0.0)
+    assert wild == unknown
+    assert teacher_ceiling(groups[2:], np.zeros(38, np.int64)) is None
+    assert teacher_ceiling(np.zeros(0, np.int64), np.zeros(0, np.int64)) is None
+
+
+def test_weights_decide_which_repeats_speak_for_the_teacher() -> None:
+    """Inputs that stand for many calls count more than those that stand for few."""
+    groups = np.repeat(np.arange(40), 2)
+    labels = np.zeros(80, np.int64)
+    labels[:40:2] = 1
+    weights = np.where(np.arange(80) < 40, 1.0, 9.0)
+    plain, weighted = teacher_ceiling(groups, labels), teacher_ceiling(groups, labels, weights)
+    assert plain is not None
+    assert weighted is not None
+    assert plain.agreeing == pytest.approx(0.5)
+    assert weighted.agreeing == pytest.approx(0.9)
+
+
+def test_the_effective_sample_shrinks_where_alike_rows_agree_alike() -> None:
+    """Groups that agree as one count once; groups whose rows agree at random, or of one row each, cost nothing."""
+    generator = np.random.default_rng(0)
+    groups = np.repeat(np.arange(500), 4)
+    as_one = np.repeat(generator.random(500) < 0.8, 4)
+    assert effective_sample(groups, as_one) == pytest.approx(500, rel=0.02)
+    assert effective_sample(groups, generator.random(2_000) < 0.8) > 1_700
+    assert effective_sample(np.arange(100), generator.random(100) < 0.8) == 100
+    assert effective_sample(groups, np.ones(2_000, bool)) == 2_000
+    assert effective_sample(np.zeros(0, np.int64), np.zeros(0, bool)) == 0
+
+
+def test_label_bounds_are_clopper_and_pearson_label_by_label() -> None:
+    """Handled share by the teacher's label, agreement by the surrogate's; nan where it says nothing."""
+    truth = np.array([0] * 100 + [1] * 50 + [-1] * 10)
+    predicted = truth.copy()
+    predicted[:5] = 1
+    predicted[150:] = 0
+    handled = np.ones(160, bool)
+    handled[100:120] = False
+    found = label_bounds(truth, predicted, handled, 3, 0.90)
+    assert found.handled_share == pytest.approx([1.0, 0.6, np.nan], nan_ok=True)
+    assert found.answered.tolist() == [105, 35, 0]
+    assert found.agreement == pytest.approx([95 / 105, 30 / 35, np.nan], nan_ok=True)
+    assert found.lower == pytest.approx([lower_bound(105, 10, 0.9), lower_bound(35, 5, 0.9), np.nan], nan_ok=True)
+    equal = label_bounds(truth, predicted, handled, 3, 0.90, np.full(160, 2.5))
+    assert equal.lower == pytest.approx(found.lower, nan_ok=True)
+    assert equal.handled_share == pytest.approx(found.handled_share, nan_ok=True)
+
+
+def test_label_bounds_of_a_label_that_is_always_wrong_are_zero() -> None:
+    """No agreement at all bounds it at 0, with weights and without."""
+    truth, predicted = np.zeros(5, np.int64), np.ones(5, np.int64)
+    for weights in (None, np.arange(1.0, 6.0)):
+        found = label_bounds(truth, predicted, np.ones(5, bool), 2, 0.90, weights)
+        assert found.lower[1] == 0.0
+        assert np.isnan(found.lower[0])
+
+
+def test_weighted_label_bounds_are_weighted_and_below_the_agreement() -> None:
+    """Shares are of the weight, and each bound is a bound on the weighted agreement."""
+    generator = np.random.default_rng(8)
+    truth = generator.integers(0, 2, 2_000)
+    predicted = np.where(generator.random(2_000) < 0.1, 1 - truth, truth)
+    weights = np.where(truth == predicted, 1.0, 5.0)
+    handled = generator.random(2_000) < 0.8
+    found = label_bounds(truth, predicted, handled, 3, 0.90, weights)
+    for label in (0, 1):
+        mine = handled & (predicted == label)
+        assert found.agreement[label] == pytest.approx(np.average(truth[mine] == label, weights=weights[mine]))
+        assert found.agreement[label] - 0.12 < found.lower[label] < found.agreement[label]
+        own = truth == label
+        assert found.handled_share[label] == pytest.approx(np.average(handled[own], weights=weights[own]))
+    assert np.isnan(found.lower[2])
+    nothing = label_bounds(truth, predicted, np.zeros(2_000, bool), 3, 0.90, weights)
+    assert np.isnan(nothing.lower).all()
+    assert nothing.handled_share[:2].tolist() == [0.0, 0.0]

@@ -1,13 +1,19 @@
 """Trace files: what is read, what is refused, and with which words."""
 
+import io
 import json
+import os
 import re
+import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from policies import console
 from policies import traces as trace_files
 from policies.errors import TraceError
 from policies.traces import label_space, merge, read_traces, write_traces
@@ -176,6 +182,85 @@ def test_nothing_usable(file: Path) -> None:
     file.write_bytes(b"x\ny\n")
     with pytest.raises(TraceError, match=re.escape(f"{file}: no usable trace: 2 bad, first {file}:1: not valid JSON")):
         read_traces(file, skip_bad=True)
+
+
+def test_lines_across_blocks(file: Path) -> None:
+    """Lines of every length are read whole and numbered right wherever the blocks of a long file end."""
+    texts = [f"Nachricht {i} über " + "ä" * (i * 37 % 3001) for i in range(2000)]
+    rows = [line(input=text, teacher=f"label_{i % 7}") for i, text in enumerate(texts)]
+    file.write_bytes(b"\xef\xbb\xbf" + b"".join(rows) + b"x\n" + GOOD.rstrip())
+    assert file.stat().st_size > 4 * 1024 * 1024
+    result = read_traces(file, skip_bad=True)
+    assert [trace.input for trace in result.traces] == [*texts, "where is my card"]
+    assert result.problems[0].startswith(f"{file}:2001: not valid JSON")
+
+
+def test_share_of_bytes_read(file: Path) -> None:
+    """What shows the progress hears rising shares, no more than about a hundred, and 1 once, at the end."""
+    file.write_bytes(GOOD + (b" " * 1023 + b"\n") * 150 * 1024)
+    shares: list[float] = []
+    read_traces(file, on_read=shares.append)
+    assert shares == sorted(set(shares))
+    assert 50 <= len(shares) <= 101
+    assert all(0 < share < 1 for share in shares[:-1])
+    assert shares[-1] == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_reading_bar(file: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    """A terminal sees a bar while a file is read; a pipe sees nothing."""
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "stderr", Console(file=shown, force_terminal=terminal, width=80))
+    file.write_bytes(GOOD)
+    with console.reading_bar("[b].jsonl") as on_read:
+        read_traces(file, on_read=on_read)
+    assert ("reading [b].jsonl" in shown.getvalue()) is terminal
+    assert ("100%" in shown.getvalue()) is terminal
+
+
+def test_memory_does_not_grow_with_the_file(file: Path) -> None:
+    """A long file is read in a few megabytes beside the traces it holds."""
+    file.write_bytes(GOOD + (b" " * 1023 + b"\n") * 64 * 1024)
+    tracemalloc.start()
+    try:
+        read_traces(file)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+def test_equal_labels_are_one_string(file: Path) -> None:
+    """Traces with the same label share one string, whatever key it stood under."""
+    file.write_bytes(line(input="a", teacher="a label") + line(input="b", label="a label", mini="a label"))
+    first, second = read_traces(file).traces
+    assert first.teacher is second.teacher is second.mini
+
+
+def test_pipe(tmp_path: Path) -> None:
+    """What cannot be mapped is read all the same, and a progress bar hears of it at its end."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(GOOD * 50_000 + b"x",))
+    writer.start()
+    shares: list[float] = []
+    result = read_traces(pipe, skip_bad=True, on_read=shares.append)
+    writer.join()
+    assert len(result.traces) == 50_000
+    assert result.problems[0].startswith(f"{pipe}:50001: not valid JSON")
+    assert shares == [1]
+
+
+@pytest.mark.parametrize("kept", [0, 3 * 1024 * 1024 + 1])
+def test_file_cut_short_while_read(file: Path, kept: int) -> None:
+    """A file that becomes shorter while it is read is an error, never the end of the process."""
+    file.write_bytes(GOOD * 200_000)
+
+    def cut(share: float) -> None:
+        if share > 0.1:
+            os.truncate(file, kept)
+
+    with pytest.raises(TraceError, match=re.escape(f"{file}: cannot be read: the file became shorter meanwhile")):
+        read_traces(file, on_read=cut)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

@@ -1,0 +1,224 @@
+"""Measuring: scores of traces by models that have not seen them, in one of three ways.
+
+`iid` holds out random folds, `grouped` folds that keep near-duplicates together, `newest` the newest traces. Each way
+gives a whole policy of its own: models, acceptors, guards and the scores on which its threshold is chosen belong
+together, and what is served is what was measured.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.acceptor import Acceptor, Table, describe, fit_acceptor
+from policies.blocks import Features, chunks
+from policies.candidates import Surrogate, fit_candidate, merge_models
+from policies.folds import FOLDS, balanced_folds, random_folds
+from policies.guard import Guard, fit_guard
+from policies.reading import StageInput
+from policies.surrogates import Labels
+
+Groups = NDArray[np.int64]
+Folds = NDArray[np.int64]
+
+# Early stages of a cascade answer only what they are this much surer of than the last stage must be: a call is answered
+# early at 1 - STRICTNESS * (1 - threshold). Fixed before any label is seen, so the gate can walk one path.
+STRICTNESS = 0.4
+# With many rows few folds are enough evidence, and each costs a fit: (rows, folds that are held out in turn).
+_HELD_OUT = ((50_000, FOLDS), (200_000, 3))
+_NEWEST_SHARE = 0.2
+# Below this many rows starting worker processes costs more than it saves.
+_PARALLEL_FROM = 4_000
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One fitted stage of a measurement. Row-wise arrays belong to the measurement's rows.
+
+    `accept_scores` are cross-fitted, -inf outside the guard.
+    """
+
+    models: list[Surrogate]
+    acceptor: Acceptor
+    guard: Guard
+    table: Table
+    accept_scores: NDArray[np.float64]
+
+    def scores_of(self, table: Table) -> NDArray[np.float64]:
+        """Accept scores of other rows, -inf outside the guard."""
+        inside = self.guard.values(table) >= self.guard.threshold
+        return np.where(inside, self.acceptor.accept_scores(table), -np.inf)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """`rows` (m,): the traces that were scored, by models that have seen neither them nor their like."""
+
+    name: str
+    rows: NDArray[np.int64]
+    stages: tuple[Stage, ...]
+
+    def decided(self, table_of: Sequence[NDArray[np.float64]] | None = None) -> "Decided":
+        """What the stages say together, with their own accept scores or with others of the same rows."""
+        scores = [stage.accept_scores for stage in self.stages] if table_of is None else table_of
+        last = self.stages[-1].table.predicted
+        if len(self.stages) == 1:
+            return Decided(scores[0], np.full(len(self.rows), -np.inf), last, last)
+        early = lifted(scores[0])
+        return Decided(np.maximum(early, scores[1]), early, self.stages[0].table.predicted, last)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a cascade does at any threshold t: handle the rows with `scores` >= t, and answer `early_label` where
+    `early` >= t, else `last_label`. All (m,); `early` is -inf where there is one stage only."""
+
+    scores: NDArray[np.float64]
+    early: NDArray[np.float64]
+    early_label: NDArray[np.int64]
+    last_label: NDArray[np.int64]
+
+    def labels(self, threshold: float) -> NDArray[np.int64]:
+        """The answers where the last stage must reach `threshold`, (m,)."""
+        return np.where(self.early >= threshold, self.early_label, self.last_label)
+
+    @property
+    def entry_labels(self) -> NDArray[np.int64]:
+        """The answer of the stage that handles a row first as the threshold falls, (m,)."""
+        return np.where(self.early >= self.scores, self.early_label, self.last_label)
+
+    def at(self, rows: NDArray[np.bool_]) -> "Decided":
+        """Some of the rows."""
+        return Decided(self.scores[rows], self.early[rows], self.early_label[rows], self.last_label[rows])
+
+
+def lifted(accept_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores of an early stage on the scale of the last one's threshold."""
+    return 1 - (1 - accept_scores) / STRICTNESS
+
+
+def early_threshold(threshold: float) -> float:
+    """The accept score an early stage must reach where the last stage must reach `threshold`."""
+    return 1 - STRICTNESS * (1 - threshold)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned: `truth` (n,) label indices, -1 for rows that are scored but not learned from; `groups`
+    (n,) numbers equal inputs; `order` (n,) rows by age, oldest first."""
+
+    stages: tuple[StageInput, ...]
+    truth: Labels
+    n_labels: int
+    groups: Groups
+    order: NDArray[np.int64]
+    readable: NDArray[np.bool_]
+    candidate: str
+    guard_budget: float
+    seed: int
+    jobs: int
+
+
+def measure(task: Task, name: str, near: Groups, on_fit: Callable[[int], None]) -> Measurement:
+    """One measurement by name; `near` (n,) numbers groups of near-duplicates. `on_fit` is called after each model."""
+    rows = np.flatnonzero(task.readable)
+    if name == "newest":
+        return _measure_newest(task, on_fit)
+    groups = near if name == "grouped" else task.groups
+    make_folds = balanced_folds if name == "grouped" else random_folds
+    folds = np.full(len(task.truth), -1, np.int64)
+    folds[rows] = make_folds(groups[rows], task.seed)
+    held = held_out(len(rows))
+    scored = np.flatnonzero((folds >= 0) & (folds < held))
+    stages = []
+    for stage in task.stages:
+        models, tables = _fit_folds(task, stage, folds, held, on_fit)
+        stages.append(_finish(task, models, _in_order(tables, folds, held), scored, groups))
+    return Measurement(name, scored, tuple(stages))
+
+
+def _measure_newest(task: Task, on_fit: Callable[[int], None]) -> Measurement:
+    """Learn from the older traces alone, acceptor and guard included; score the newest by that policy.
+
+    Copies of an input stay on the older side: what was seen before is no evidence about what is new.
+    """
+    rows = task.order[task.readable[task.order]]
+    older, newer = rows[: -max(1, int(len(rows) * _NEWEST_SHARE))], rows[-max(1, int(len(rows) * _NEWEST_SHARE)) :]
+    newer = np.sort(newer[~np.isin(task.groups[newer], task.groups[older])])
+    folds = np.full(len(task.truth), -1, np.int64)
+    folds[older] = random_folds(task.groups[older], task.seed)
+    held = held_out(len(older))
+    scored = np.flatnonzero((folds >= 0) & (folds < held))
+    stages = []
+    for stage in task.stages:
+        models, tables = _fit_folds(task, stage, folds, held, on_fit)
+        learned = _finish(task, models, _in_order(tables, folds, held), scored, task.groups)
+        table = score(merge_models(models), stage.features, newer)
+        stages.append(replace(learned, table=table, accept_scores=learned.scores_of(table)))
+    return Measurement("newest", newer, tuple(stages))
+
+
+def held_out(n: int) -> int:
+    """How many of the folds are held out in turn."""
+    return next((held for rows, held in _HELD_OUT if n <= rows), 1)
+
+
+def n_models(n: int, stages: int) -> int:
+    """Models that one measurement of n rows fits."""
+    return held_out(n) * stages
+
+
+def score(model: Surrogate, features: Features, rows: NDArray[np.int64]) -> Table:
+    """The acceptor's table of some rows, a few thousand at a time: (rows, labels) arrays never stand whole."""
+    parts = [describe(model.scores(features.take(rows[part]))) for part in chunks(len(rows))]
+    return _stack(parts)
+
+
+def _fit_folds(
+    task: Task, stage: StageInput, folds: Folds, held: int, on_fit: Callable[[int], None]
+) -> tuple[list[Surrogate], list[Table]]:
+    calls = [
+        joblib.delayed(_fit_fold)(task.candidate, stage.features, task.truth, task.n_labels, folds, fold, task.seed)
+        for fold in range(held)
+    ]
+    models, tables = [], []
+    if int((folds >= 0).sum()) < _PARALLEL_FROM or task.jobs == 1:
+        found = (call[0](*call[1]) for call in calls)
+    else:
+        found = joblib.Parallel(return_as="generator")(calls)
+    for model, table in found:
+        models.append(model)
+        tables.append(table)
+        on_fit(1)
+    return models, tables
+
+
+def _fit_fold(
+    candidate: str, features: Features, truth: Labels, n_labels: int, folds: Folds, fold: int, seed: int
+) -> tuple[Surrogate, Table]:
+    learn = np.flatnonzero((folds != fold) & (folds >= 0) & (truth >= 0))
+    model = fit_candidate(candidate, features.take(learn), truth[learn], n_labels, seed + fold)
+    return model, score(model, features, np.flatnonzero(folds == fold))
+
+
+def _in_order(tables: Sequence[Table], folds: Folds, held: int) -> Table:
+    """The folds' tables as one, in the order of the traces."""
+    rows = np.concatenate([np.flatnonzero(folds == fold) for fold in range(held)])
+    return _stack(tables).take(np.argsort(rows, kind="stable"))
+
+
+def _stack(tables: Sequence[Table]) -> Table:
+    if len(tables) == 1:
+        return tables[0]
+    columns = np.concatenate([table.columns for table in tables])
+    return Table(columns, np.concatenate([table.predicted for table in tables]), tables[0].width)
+
+
+def _finish(task: Task, models: list[Surrogate], table: Table, rows: NDArray[np.int64], groups: Groups) -> Stage:
+    agreement = table.predicted == task.truth[rows]
+    acceptor, crossed = fit_acceptor(table, agreement, groups[rows], task.n_labels, task.seed)
+    guard = fit_guard(table, task.guard_budget)
+    inside = guard.values(table) >= guard.threshold
+    return Stage(models, acceptor, guard, table, np.where(inside, crossed, -np.inf))

@@ -1,0 +1,68 @@
+"""From a judged policy to what is served: one graph a stage, checked against the fitted models."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.acceptor import describe
+from policies.artifact import StageEntry
+from policies.candidates import Surrogate, fit_candidate, merge_models
+from policies.export import Fitted, build_graph, check_graph
+from policies.judging import Judged
+from policies.learning import Learned
+from policies.measuring import Task, early_threshold
+from policies.reading import StageInput
+from policies.settings import FitConfig
+from policies.surrogates import Scores
+
+# Rows on which a graph is compared with its models, evenly taken where there are more.
+_MOST_CHECKED = 20_000
+
+
+def export_stages(learned: Learned, judged: Judged, config: FitConfig) -> list[tuple[StageEntry, bytes]]:
+    """Each stage's entry for the manifest and its graph. Raises ExportError where a graph decides differently."""
+    reading, task, ruling = learned.reading, learned.task, judged.ruling
+    assert reading is not None  # noqa: S101 - only asked for where something was learned
+    assert task is not None  # noqa: S101
+    assert ruling is not None  # noqa: S101
+    last = judged.thresholds.pool.threshold
+    # The pool may have nothing to answer where only protected labels were certified.
+    found = []
+    for number, (stage, fitted) in enumerate(zip(reading.stages, ruling.stages, strict=True)):
+        surrogate = merge_models(fitted.models) if config.mode == "strict" else _refit(task, stage)
+        served = Fitted(stage.reader, surrogate, fitted.acceptor, fitted.guard)
+        is_last = number == len(reading.stages) - 1
+        threshold = last if is_last or last is None else early_threshold(last)
+        graph = build_graph(served)
+        limits = [threshold, *(choice.threshold for choice in judged.thresholds.protected.values())]
+        rows = _some(np.flatnonzero(learned.readable), _MOST_CHECKED)
+        scores = surrogate.scores(stage.features.take(rows))
+        inputs = (reading.graph_input(row, stage) for row in rows)
+        check_graph(
+            graph, inputs, served, (describe(scores), _gaps(scores)), [limit for limit in limits if limit is not None]
+        )
+        table, vocabulary = stage.reader.table, stage.reader.vocabulary
+        entry = StageEntry(
+            model="model" if number == 0 else f"model_{number + 1}",
+            threshold=threshold,
+            guard_threshold=fitted.guard.threshold,
+            tokens=table is not None,
+            n_lexical_tokens=len(table.vectors) if table is not None and vocabulary is not None else None,
+            encoded=stage.encoded,
+        )
+        found.append((entry, graph))
+    return found
+
+
+def _refit(task: Task, stage: StageInput) -> Surrogate:
+    rows = np.flatnonzero(task.truth >= 0)
+    return fit_candidate(task.candidate, stage.features.take(rows), task.truth[rows], task.n_labels, task.seed)
+
+
+def _gaps(scores: Scores) -> NDArray[np.float32]:
+    """Distance from the highest logit to the next, (n,)."""
+    two = np.partition(scores.logits, -2, axis=1)
+    return np.asarray(two[:, -1] - two[:, -2])
+
+
+def _some(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]

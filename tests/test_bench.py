@@ -1,0 +1,210 @@
+"""The benches' command lines, tables and made-up data, on values small enough to check by eye; no bench is run."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import frontier, scale
+from policies.types import Trace
+
+STAMP = {"cpu": "CPU", "cores": 2, "python": "3.11.7", "commit": "abc", "date": "2026-01-02T00:00:00+00:00"}
+
+
+def _row(system: str, name: str, target: float, coverage: float | None, agreement: float | None = None) -> Any:
+    row: Any = {"system": system, "set": name, "target": target, "commit": "abc"}
+    row |= {"fit": {"refused": coverage is None, "coverage": coverage}, "fit_seconds": 12.3}
+    if coverage is not None:
+        times = {"decide_us_p50": 50.4, "decide_us_p99": 1234.5}
+        row["live"] = {"n": 10, "coverage": coverage, "teacher_agreement": agreement, **times}
+    return row
+
+
+def _result(*rows: Any) -> dict[str, Any]:
+    return {
+        "stamp": STAMP,
+        "seed": 0,
+        "peer": "tracer-llm",
+        "encoder_us_p50": {"banking77": 1410.0},
+        "rows": list(rows),
+    }
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--sets", "banking78"],
+        ["--systems", "ours,theirs"],
+        ["--targets", "0.9,1.5"],
+        ["--targets", "high"],
+        ["--resume"],
+    ],
+)
+def test_frontier_refuses_what_it_does_not_know(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Unknown sets and systems, impossible targets and --resume without a file end in one line on stderr."""
+    with pytest.raises(SystemExit) as raised:
+        frontier.parse(argv)
+    assert raised.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_frontier_runs_everything_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All sets, targets and systems; --no-peer takes one away."""
+    monkeypatch.setattr(frontier, "MODEL", tmp_path)
+    found = frontier.parse([])
+    assert (found.sets, found.targets) == (list(frontier.SETS), [0.90, 0.95, 0.97, 0.99])
+    assert found.systems == list(frontier.SYSTEMS)
+    assert "tracer-llm" not in frontier.parse(["--no-peer"]).systems
+
+
+def test_without_the_model_only_rows_on_text_are_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing transformer takes its rows away and says so; the others run."""
+    monkeypatch.setattr(frontier, "MODEL", tmp_path / "missing")
+    assert frontier.parse([]).systems == ["ours", "ours-grouped"]
+    assert "TRACER_MODELS" in capsys.readouterr().err
+
+
+def test_a_row_says_whether_its_promise_was_kept() -> None:
+    """Agreement at the target is kept, below it broken; a refusal has no live figures; a failure says why."""
+    kept = frontier.row_line(_row("ours", "banking77", 0.95, 0.9, 0.95))
+    assert kept == "| ours | banking77 | 0.95 | 0.900 | 0.900 | 0.9500 (kept) |  | 12 s | 50 / 1,234 us |"
+    assert "0.9499 (**broken**)" in frontier.row_line(_row("ours", "banking77", 0.95, 0.9, 0.9499))
+    assert "none handled" in frontier.row_line(_row("ours", "banking77", 0.95, 0.9))
+    assert "| refused |  |  |  | 12 s |  |" in frontier.row_line(_row("tracer-llm", "banking77", 0.99, None))
+    failed = {"system": "ours", "set": "banking77", "target": 0.95, "error": "no such | option"}
+    assert "failed: no such / option" in frontier.row_line(failed)
+
+
+def test_every_line_of_a_table_has_its_columns() -> None:
+    """Refused and failed rows are as wide as the others."""
+    failed = {"system": "ours", "set": "banking77", "target": 0.9, "error": "x", "commit": "abc"}
+    rows = [_row("ours", "banking77", 0.95, 0.9, 0.96), _row("tracer-llm", "clinc150", 0.99, None), failed]
+    table = frontier.render(_result(*rows)).partition("\n\n")[0].splitlines()
+    assert {line.count("|") for line in table} == {len(frontier.HEAD) + 1}
+
+
+def test_the_share_without_transformer_is_what_the_first_stage_answered() -> None:
+    """It stands on the transformer's rows alone, and is nothing where every call needs it."""
+    row = _row("ours-transformer", "banking77", 0.95, 0.9, 0.96)
+    row["live"]["by_stage"] = {"0": 7, "1": 2}
+    row["fit"]["method"] = "rsb"
+    assert frontier.without_transformer(row) == "0.700"
+    row["live"]["by_stage"] = {"1": 9}
+    assert frontier.without_transformer(row) == "0.000"
+    row["live"]["by_stage"], row["fit"]["method"] = {"0": 9}, "l2d"
+    assert frontier.without_transformer(row) == "0.000"
+    assert frontier.without_transformer({**row, "system": "ours"}) == ""
+
+
+def test_a_commit_is_shortened_but_keeps_its_changes() -> None:
+    """A tree that differs from its commit says so in the tables too."""
+    assert [frontier.short(commit) for commit in ("0123456789abcdef", "0123456789abcdef+changes", None)] == [
+        "0123456789ab",
+        "0123456789ab+changes",
+        "?",
+    ]
+
+
+def test_out_of_scope_rows_make_their_own_table() -> None:
+    """Only policies for 0.97, in the order of the systems, whatever the order they were measured in."""
+    theirs = {**_row("tracer-llm", "clinc150", 0.97, 0.8, 0.98), "out_of_scope": {"n": 1000, "handled": 300}}
+    ours = {**_row("ours", "clinc150", 0.97, 0.9, 0.98), "out_of_scope": {"n": 1000, "handled": 150}}
+    other = {**_row("ours", "clinc150", 0.95, 0.9, 0.98), "out_of_scope": {"n": 1000, "handled": 999}}
+    _, strange, line = frontier.render(_result(theirs, other, ours)).split("\n\n")
+    assert [row.split(" | ")[-1] for row in strange.splitlines()[2:]] == ["0.150 |", "0.300 |"]
+    assert "commit abc" in line
+
+
+def test_resume_keeps_rows_and_drops_failures(tmp_path: Path) -> None:
+    """Failed rows are measured again; rows of another seed are not mixed in."""
+    file = tmp_path / "frontier.json"
+    assert frontier.read_result(file, 0)["rows"] == []
+    failed = {"system": "ours", "set": "clinc150", "target": 0.9, "error": "x", "commit": "abc"}
+    file.write_text(json.dumps(_result(_row("ours", "banking77", 0.95, 0.9, 0.96), failed)))
+    assert [row["set"] for row in frontier.read_result(file, 0)["rows"]] == ["banking77"]
+    with pytest.raises(SystemExit, match="seed 0"):
+        frontier.read_result(file, 1)
+
+
+def test_docs_are_replaced_only_between_their_markers(tmp_path: Path) -> None:
+    """The text around stays, twice gives the same, and a file without the marker is refused."""
+    file = tmp_path / "benchmarks.md"
+    file.write_text("a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- two -->\nother\n<!-- end -->\n")
+    frontier.write_docs(file, "one", "new")
+    frontier.write_docs(file, "one", "new")
+    assert file.read_text() == "a\n<!-- one -->\nnew\n<!-- end -->\nb\n<!-- two -->\nother\n<!-- end -->\n"
+    with pytest.raises(ValueError, match="three"):
+        frontier.write_docs(file, "three", "new")
+
+
+@pytest.mark.parametrize("marker", ["bench/frontier.py", "bench/scale.py"])
+def test_the_docs_have_a_place_for_every_table(marker: str) -> None:
+    """`--write-docs` finds its markers in docs/benchmarks.md."""
+    before, start, rest = frontier.DOCS.read_text().partition(f"<!-- {marker} -->")
+    assert before
+    assert start
+    assert "<!-- end -->" in rest
+
+
+def test_made_rows_are_distinct_repeatable_and_begin_with_the_traces() -> None:
+    """Each differs from all before it by more than case and space, has a label, and comes back with its seed."""
+    traces = [Trace("where is my card", "arrival"), Trace("card not here yet", "arrival"), Trace("top up", "top_up")]
+    made = list(scale.rows(traces, 300, seed=1))
+    assert made[:3] == [(trace.input, trace.teacher) for trace in traces]
+    assert len({text.lower() for text, _ in made}) == len(made) == 300
+    assert {label for _, label in made} == {"arrival", "top_up"}
+    assert made == list(scale.rows(traces, 300, seed=1))
+    assert made != list(scale.rows(traces, 300, seed=2))
+
+
+def test_a_changed_row_is_never_empty() -> None:
+    """One word stays one word at least."""
+    draw = random.Random(0)
+    assert all(scale.change(["help"], ["me"], draw) for _ in range(500))
+
+
+def test_scale_compares_with_its_smallest_size() -> None:
+    """Ten times the rows in five times the seconds is half of linear."""
+    fit = {"refused": False, "coverage": 0.9}
+    live = {"coverage": 0.91, "teacher_agreement": 0.96}
+    first = {"rows": 10_000, "fit": fit, "seconds": 8.0, "peak_bytes": 500_000_000, "live": live}
+    second = {"rows": 100_000, "fit": fit, "seconds": 40.0, "peak_bytes": None, "live": live}
+    assert scale.row_line(first, first, 0.95).startswith("| 10,000 | 8 s | 8.0 | 1.00 | 0.50 GB |")
+    assert scale.row_line(second, first, 0.95).startswith("| 100,000 | 40 s | 4.0 | 0.50 | ? |")
+    refused = {**second, "fit": {"refused": True}, "live": None}
+    assert scale.row_line(refused, first, 0.95).endswith("| refused |  |  |")
+
+
+@pytest.mark.parametrize("argv", [["--rows", "0"], ["--rows", "many"]])
+def test_scale_refuses_impossible_sizes(argv: list[str]) -> None:
+    """A size is a number of at least one row."""
+    with pytest.raises(SystemExit):
+        scale.parse(argv)
+
+
+def test_embeddings_are_cached_by_text_and_encoder(tmp_path: Path) -> None:
+    """The same texts are encoded once; other texts never get their file."""
+    encoder = _Encoder()
+    first = frontier.embeddings(encoder, ["a", "bb"], tmp_path, "set")  # type: ignore[arg-type]
+    assert frontier.embeddings(encoder, ["a", "bb"], tmp_path, "set") == first  # type: ignore[arg-type]
+    assert frontier.embeddings(encoder, ["a", "c"], tmp_path, "set") != first  # type: ignore[arg-type]
+    assert encoder.calls == 2
+    assert np.load(first).tolist() == [[1.0], [2.0]]
+
+
+class _Encoder:
+    """The length of a text as its vector."""
+
+    identity = {"kind": "length"}  # noqa: RUF012
+    calls = 0
+
+    def encode_many(self, texts: list[str], threads: int) -> Any:
+        """(n, 1)."""
+        assert threads >= 1
+        self.calls += 1
+        return np.array([[len(text)] for text in texts], np.float32)
