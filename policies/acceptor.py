@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from policies.blocks import Floats
-from policies.folds import FOLDS, random_folds
+from policies.folds import FOLDS, balanced_folds
 from policies.surrogates import Scores, softmax
 
 Agreement = NDArray[np.bool_]
@@ -142,8 +142,8 @@ def fit_acceptor(
     table: Table, agreement: Agreement, groups: NDArray[np.int64], n_labels: int, seed: int
 ) -> tuple[Acceptor, NDArray[np.float64]]:
     """The acceptor of all rows, and each row's cross-fitted accept score, (n,). `groups` (n,) numbers the inputs."""
-    folds = random_folds(groups, seed + 1)
-    inner = random_folds(groups, seed + 2)
+    folds = balanced_folds(groups, seed + 1)
+    inner = balanced_folds(groups, seed + 2)
     # One kind for all: a threshold chosen on the scores of one kind means nothing on those of the other.
     regression = min(_fewest_of_a_kind(agreement[folds != fold]) for fold in range(FOLDS)) >= _FEWEST_OF_A_KIND
 

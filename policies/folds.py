@@ -13,6 +13,8 @@ Groups = NDArray[np.int64]
 FOLDS = 5
 # Cosine of two mean word vectors above which two texts count as the same thing said twice.
 NEAR = 0.85
+_CUTOFFS = (0.90, 0.95, 0.99)
+_MOST_OF_ALL = 0.05
 # Up to this many inputs every pair is compared; above it, those that share a coarse cell.
 _ALL_PAIRS = 25_000
 _CELL_ROWS = 512
@@ -48,35 +50,44 @@ def balanced_folds(groups: Groups, seed: int, folds: int = FOLDS) -> NDArray[np.
     return fold_of[member]
 
 
-def near_duplicates(vectors: Floats, groups: Groups, cutoff: float = NEAR) -> Groups:
-    """Groups of inputs that are near-duplicates, directly or through others (single linkage at cosine `cutoff`).
+def near_duplicates(vectors: Floats, groups: Groups) -> Groups:
+    """Groups of inputs that are near-duplicates, directly or through others (single linkage at cosine `NEAR`).
 
-    `vectors` (n, d) are unit rows, `groups` (n,) numbers equal inputs. Above some 25,000 different inputs only those
-    are compared that share one of the two nearest of about n / 500 k-means cells: a pair on either side of a border may
-    be missed, and the work grows as n^1.5 instead of n^2.
+    `vectors` (n, d) are unit rows, `groups` (n,) numbers equal inputs. A chain that comes to hold more than a twentieth
+    of the inputs is no longer one thing said many times: it is cut at higher cosines. Above some 25,000 different
+    inputs only those are compared that share one of the two nearest of about n / 500 k-means cells: a pair on either
+    side of a border may be missed, and the work grows as n^1.5 instead of n^2.
     """
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)
     rows = np.asarray(vectors[first], np.float32)
-    if len(rows) <= _ALL_PAIRS:
-        pairs = [_pairs(rows, np.arange(len(rows)), cutoff)]
-    else:
-        pairs = [_pairs(rows, cell, cutoff) for cell in _cells(rows)]
-    low = np.concatenate([pair[0] for pair in pairs])
-    high = np.concatenate([pair[1] for pair in pairs])
-    graph = sp.csr_matrix((np.ones(len(low), np.bool_), (low, high)), shape=(len(rows), len(rows)))
-    return np.asarray(sp.csgraph.connected_components(graph, directed=False)[1][member], np.int64)
+    cells = [np.arange(len(rows))] if len(rows) <= _ALL_PAIRS else _cells(rows)
+    pairs = [_pairs(rows, cell) for cell in cells]
+    low, high, cosine = (np.concatenate([pair[i] for pair in pairs]) for i in range(3))
+    found = _linked(low, high, len(rows))
+    for cutoff in _CUTOFFS:
+        crowded = np.bincount(found) > max(_MOST_OF_ALL * len(rows), 2)
+        kept = ~crowded[found[low]] | (cosine > cutoff)
+        low, high, cosine = low[kept], high[kept], cosine[kept]
+        found = _linked(low, high, len(rows))
+    return found[member]
 
 
-def _pairs(rows: Floats, index: Groups, cutoff: float) -> tuple[Groups, Groups]:
-    """Pairs of `index` whose cosine is above `cutoff`."""
-    low, high = [], []
+def _linked(low: Groups, high: Groups, n: int) -> Groups:
+    graph = sp.csr_matrix((np.ones(len(low), np.bool_), (low, high)), shape=(n, n))
+    return np.asarray(sp.csgraph.connected_components(graph, directed=False)[1], np.int64)
+
+
+def _pairs(rows: Floats, index: Groups) -> tuple[Groups, Groups, Floats]:
+    """Pairs of `index` whose cosine is above `NEAR`, and the cosine."""
+    low, high, cosine = [], [], []
     for start in range(0, len(index), _BLOCK):
         block = index[start : start + _BLOCK]
-        near = rows[block] @ rows[index[start:]].T > cutoff
-        i, j = np.nonzero(np.triu(near, 1))
+        near = rows[block] @ rows[index[start:]].T
+        i, j = np.nonzero(np.triu(near > NEAR, 1))
         low.append(block[i])
         high.append(index[start:][j])
-    return np.concatenate(low), np.concatenate(high)
+        cosine.append(near[i, j])
+    return np.concatenate(low), np.concatenate(high), np.concatenate(cosine)
 
 
 def _cells(rows: Floats) -> list[Groups]:

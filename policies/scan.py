@@ -15,14 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from policies.acceptor import Table, fit_acceptor
 from policies.artifact import Certificate
+from policies.candidates import fit_candidate
 from policies.errors import FitError
 from policies.features import MAX_CHARS
-from policies.folds import near_duplicates
-from policies.gate import Ceiling, teacher_ceiling
+from policies.folds import FOLDS, near_duplicates, random_folds
+from policies.gate import Ceiling, fewest_inputs, teacher_ceiling, traces_still_needed
+from policies.guard import fit_guard
 from policies.judging import judge
 from policies.learning import Learned, Progress
-from policies.measuring import Measurement, Task, measure
+from policies.measuring import Measurement, Stage, Task, score
 from policies.reading import read_texts
 from policies.settings import FeatureSpec, FitConfig
 from policies.traces import TraceFile
@@ -34,13 +37,18 @@ SCAN_TARGETS = (0.80, 0.90, 0.95, 0.97, 0.99)
 FEWEST_TO_ESTIMATE = 200
 RARE = 10
 
-# A sample costs about rows x characters x (labels + a constant): this much of it takes a few seconds.
-_WORK = 160_000_000
+# One fold costs about rows x characters x (labels + a constant), and this much of it takes some three seconds. It goes
+# into more rows first and more folds then: what a copy can learn depends on the rows it learns from, while few held-out
+# rows merely widen the bound.
+_WORK = 400_000_000
 _LABELS_AT_LEAST = 20
-_MEASURED = 1_000
-_SAMPLE = (500, 10_000)
+_ROWS = (500, 15_000)
+_ROWS_A_LABEL = 2
+_CHARACTERS = 5_000_000
 # A file that is hardly larger than its sample is taken whole.
 _WHOLE = 1.1
+_FEWEST_JUDGED = 500
+_MEASURED = 1_000
 _MOST_LABELS = 5_000
 _FOCUS = 0.95
 _SHOWN = 5
@@ -66,8 +74,8 @@ class TargetEstimate:
     """What a fit for `target` would probably give.
 
     `possible` is False where the sample proves no threshold: then coverage is 0, `reason` says why and `traces_needed`
-    is about how many traces more than the file holds might do (0: the file may hold enough; None: unknown, or none
-    would). `saved_*` are US dollars, None where price or volume is not known.
+    is about how many different inputs more than the file holds might do (0: the file may hold enough; None: more of
+    the same would not). `saved_*` are US dollars, None where price or volume is not known.
     """
 
     target: float
@@ -137,7 +145,9 @@ class Contents:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the sample says. `agreement`: share of it on which surrogate and teacher agree, nothing deferred.
+    """What the sample says: `sample` traces were learned from, `judged` of them scored by a model that had not.
+
+    All else is about the latter. `agreement`: share of them on which surrogate and teacher agree, nothing deferred.
 
     `effective`: how many traces unlike each other would say as much. `near_share` of the sample has a near-duplicate;
     `agreement_near` and `agreement_alone` are the agreement with and without one (None where there are none). `focus`:
@@ -146,6 +156,7 @@ class Estimate:
     """
 
     sample: int
+    judged: int
     agreement: float
     effective: float | None
     targets: tuple[TargetEstimate, ...]
@@ -191,10 +202,10 @@ def scan(found: TraceFile, price: Price | None = None, seed: int = 0, progress: 
     contents = _contents(found, groups)
     reason, estimate = _obstacle(contents), None
     if reason is None:
-        rows = _sample(found.traces, len(contents.labels), seed)
+        rows, held = _sample(found.traces, len(contents.labels), seed)
         # One core: the matrices are small, and starting processes takes longer than the work.
         with threadpool_limits(1):
-            learned = _learn([found.traces[row] for row in rows], groups[rows], seed, progress)
+            learned = _learn([found.traces[row] for row in rows], groups[rows], held, seed, progress)
         reason = learned.problem
         if reason is None:
             progress("gate", 0.95)
@@ -230,15 +241,15 @@ def _contents(found: TraceFile, groups: Groups) -> Contents:
 
 def _obstacle(contents: Contents) -> str | None:
     """Why there is no estimate, as far as counting tells."""
-    n, labels = contents.traces, [label for label, _ in contents.labels]
+    n, labels = contents.traces, [label for label, count in contents.labels if count > 1]
     if n < FEWEST_TO_ESTIMATE:
         return f"{n} traces are too few to promise anything: at least {FEWEST_TO_ESTIMATE} are needed for an estimate"
-    if len(labels) == 1:
+    if len(contents.labels) == 1:
         return "every trace has the same label: there is nothing to decide"
     if contents.different_inputs == 1:
         return "all inputs are the same: there is nothing to learn from"
-    if len(labels) > _MOST_LABELS or len(labels) >= n / 2:
-        return f"{len(labels)} different labels in {n} traces: this does not look like a decision among fixed labels"
+    if len(labels) > _MOST_LABELS or len(contents.labels) >= n / 2:
+        return f"{len(contents.labels)} different labels in {n} traces: not a decision among fixed labels"
     spelled = sorted(labels, key=_plain)
     twins = [(a, b) for a, b in pairwise(spelled) if _plain(a) == _plain(b)]
     if twins:
@@ -253,18 +264,20 @@ def _plain(label: str) -> str:
     return " ".join(label.casefold().split())
 
 
-def _sample(traces: list[Trace], n_labels: int, seed: int) -> Groups:
-    """Rows to measure, in the order of the file: as many as a few seconds allow."""
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(len(traces))
-    length = np.mean([min(len(traces[row].input), MAX_CHARS) for row in order[:_MEASURED]])
-    most = int(_WORK / (length * (n_labels + _LABELS_AT_LEAST)))
-    size = min(max(most, _SAMPLE[0]), _SAMPLE[1])
-    return np.sort(order if len(order) <= size * _WHOLE else order[:size])
+def _sample(traces: list[Trace], n_labels: int, seed: int) -> tuple[Groups, int]:
+    """Rows to learn from, in the order of the file, and how many of the folds to hold out in turn."""
+    order = np.random.default_rng(seed).permutation(len(traces))
+    length = float(np.mean([min(len(traces[row].input), MAX_CHARS) for row in order[:_MEASURED]]))
+    cost = length * (n_labels + _LABELS_AT_LEAST)
+    fewest = min(max(_ROWS[0], _ROWS_A_LABEL * n_labels), _ROWS[1])
+    most = int(max(min(_WORK / cost, _CHARACTERS / length, _ROWS[1]), fewest))
+    rows = order if len(order) <= most * _WHOLE else order[:most]
+    held = max(int(_WORK / (len(rows) * cost)), -(-FOLDS * _FEWEST_JUDGED // len(rows)))
+    return np.sort(rows), min(max(held, 1), FOLDS)
 
 
-def _learn(traces: list[Trace], inputs: Groups, seed: int, progress: Progress) -> Learned:
-    """One measurement of the sample, on random folds. `inputs` (n,) numbers equal inputs."""
+def _learn(traces: list[Trace], inputs: Groups, held: int, seed: int, progress: Progress) -> Learned:
+    """One measurement of the sample, on `held` of its random folds. `inputs` (n,) numbers equal inputs."""
     counts = Counter(trace.teacher for trace in traces)
     labels = sorted(label for label, count in counts.items() if count > 1)
     index = {label: i for i, label in enumerate(labels)}
@@ -300,14 +313,34 @@ def _learn(traces: list[Trace], inputs: Groups, seed: int, progress: Progress) -
         seed=seed,
         jobs=1,
     )
-    fitted = [0]
-
-    def on_fit(models: int) -> None:
-        fitted[0] += models
-        progress("surrogate", min(0.3 + 0.12 * fitted[0], 0.9))
-
-    measurement = measure(task, "iid", near, on_fit)
+    measurement = _measure(task, held, progress)
     return replace(nothing, truth=truth, near=near, readable=reading.readable, task=task, measurements=(measurement,))
+
+
+def _measure(task: Task, held: int, progress: Progress) -> Measurement:
+    """As `measure` with random folds, but that only the first `held` of them are scored."""
+    rows, features = np.flatnonzero(task.readable), task.stages[0].features
+    folds = np.full(len(task.truth), -1, np.int64)
+    folds[rows] = random_folds(task.groups[rows], task.seed)
+    models, tables = [], []
+    for fold in range(held):
+        progress("surrogate", 0.3 + 0.6 * fold / held)
+        learn = np.flatnonzero((folds != fold) & (task.truth >= 0))
+        labels = task.truth[learn]
+        models.append(fit_candidate(task.candidate, features.take(learn), labels, task.n_labels, task.seed + fold))
+        tables.append(score(models[-1], features, np.flatnonzero(folds == fold)))
+    scored = np.concatenate([np.flatnonzero(folds == fold) for fold in range(held)])
+    table = Table(
+        np.concatenate([part.columns for part in tables]),
+        np.concatenate([part.predicted for part in tables]),
+        tables[0].width,
+    )
+    agreement = table.predicted == task.truth[scored]
+    acceptor, crossed = fit_acceptor(table, agreement, task.groups[scored], task.n_labels, task.seed)
+    guard = fit_guard(table, task.guard_budget)
+    inside = guard.values(table) >= guard.threshold
+    stage = Stage(models, acceptor, guard, table, np.where(inside, crossed, -np.inf))
+    return Measurement("iid", scored, (stage,))
 
 
 def _estimate(learned: Learned, texts: list[str], contents: Contents, price: Price, seed: int) -> Estimate:
@@ -315,11 +348,11 @@ def _estimate(learned: Learned, texts: list[str], contents: Contents, price: Pri
         target: judge(learned, FitConfig(target_teacher_agreement=target, frontier_targets=(), seed=seed))
         for target in SCAN_TARGETS
     }
-    sampled = len(np.unique(learned.groups)), contents.different_inputs
-    targets = tuple(_target(judged.certificate, sampled, price) for judged in judgements.values())
+    measurement = learned.measurements[0]
+    judged = _Judged.of(learned, measurement, contents)
+    targets = tuple(_target(found.certificate, judged, price) for found in judgements.values())
     proved = [row.target for row in targets if row.possible]
     focus = _FOCUS if _FOCUS in proved else max(proved, default=None)
-    measurement = learned.measurements[0]
     agreement = measurement.decided().last_label == learned.truth[measurement.rows]
     alike = _has_near(learned)[measurement.rows]
     handled = (
@@ -327,6 +360,7 @@ def _estimate(learned: Learned, texts: list[str], contents: Contents, price: Pri
     )
     return Estimate(
         sample=len(texts),
+        judged=judged.rows,
         agreement=judgements[_FOCUS].report["out_of_fold_agreement"],
         effective=judgements[_FOCUS].certificate.n_effective,
         targets=targets,
@@ -342,21 +376,38 @@ def _estimate(learned: Learned, texts: list[str], contents: Contents, price: Pri
     )
 
 
-def _target(certificate: Certificate, sampled: tuple[int, int], price: Price) -> TargetEstimate:
-    """`sampled`: different inputs of the sample and of the file."""
-    possible = not certificate.refused
-    reason, needed = certificate.reason, certificate.traces_needed
-    if needed is not None:
-        needed = max(0, sampled[0] + needed - sampled[1])
-        more = (
-            f"about {needed} more traces like these might" if needed else "the whole file might, this sample does not"
-        )
-        reason = f"no threshold proves it: {more}"
-    each, calls, share = price.per_1000_calls, price.calls_per_day, certificate.coverage
+@dataclass(frozen=True)
+class _Judged:
+    """The rows that count: `scores` and `agreement` (m,) of the first of each input, out of `inputs` in the file.
+
+    `rows`: how many there are with repeats; `readable`: share of calls whose text can be read.
+    """
+
+    rows: int
+    inputs: int
+    scores: NDArray[np.float64]
+    agreement: NDArray[np.bool_]
+    readable: float
+
+    @classmethod
+    def of(cls, learned: Learned, measurement: Measurement, contents: Contents) -> "_Judged":
+        counted = learned.judged[measurement.rows]
+        rows, decided = measurement.rows[counted], measurement.decided().at(counted)
+        first = np.unique(learned.groups[rows], return_index=True)[1]
+        agreement = decided.last_label[first] == learned.truth[rows][first]
+        readable = float(learned.readable[learned.judged].mean())
+        return cls(len(rows), contents.different_inputs, decided.scores[first], agreement, readable)
+
+
+def _target(certificate: Certificate, judged: _Judged, price: Price) -> TargetEstimate:
+    reason, needed = _refusal(certificate, judged)
+    # A certificate's coverage is of the calls that can be read.
+    share = certificate.coverage * judged.readable
+    each, calls = price.per_1000_calls, price.calls_per_day
     daily = None if each is None or calls is None else each * calls * share / 1_000
     return TargetEstimate(
         target=certificate.target,
-        possible=possible,
+        possible=not certificate.refused,
         coverage=share,
         agreement=certificate.teacher_agreement,
         reason=reason,
@@ -366,6 +417,28 @@ def _target(certificate: Certificate, sampled: tuple[int, int], price: Price) ->
         saved_per_day=daily,
         saved_per_month=None if daily is None else daily * _DAYS_A_MONTH,
     )
+
+
+def _refusal(certificate: Certificate, judged: _Judged) -> tuple[str | None, int | None]:
+    """(reason, different inputs needed beyond the file's)."""
+    n, target, confidence = len(judged.scores), certificate.target, certificate.confidence
+    reason, needed, fewest = certificate.reason, certificate.traces_needed, fewest_inputs(target, confidence)
+    if reason is None:
+        return None, None
+    if n < fewest:
+        # The certificate counts only up to the number below which nothing passes: more than that may be needed.
+        needed = traces_still_needed(n, judged.scores, judged.agreement, target, confidence)
+        overall = float(judged.agreement.mean())
+        reason = (
+            f"no threshold proves {target:g} (the surrogate agrees on {overall:.3f} of all traces): no number of traces "
+            "like these would do"
+        )
+        needed = None if needed is None else max(needed, fewest - n)
+    if needed is None:
+        return reason, None
+    beyond = max(0, n + needed - judged.inputs)
+    more = f"about {beyond:,} more different inputs might" if beyond else "the whole file might, this sample does not"
+    return f"no threshold proves it: {more}", beyond
 
 
 def _has_near(learned: Learned) -> NDArray[np.bool_]:

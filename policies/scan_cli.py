@@ -26,7 +26,7 @@ app = typer.Typer(no_args_is_help=True)
 _DAY = 86_400
 _EXAMPLE, _LABEL = 70, 40
 # What is said only where it says something.
-_WORTH_SHARE, _WORTH_AGREEMENT, _MAJORITY = 0.10, 0.02, 0.50
+_WORTH_SHARE, _WORTH_AGREEMENT, _MAJORITY = 0.10, 0.02, 0.60
 
 
 @app.command(name="scan")
@@ -70,7 +70,8 @@ def to_json(result: Scan) -> dict[str, Any]:
 
     and, null where refused:
 
-    - `n_sample`, `n_unreadable` of it, `agreement` (nothing deferred), `n_effective` (unrelated traces as good)
+    - `n_sample`, `n_unreadable` of it, `n_judged` (scored by a model that had not seen them), `agreement` of those with
+      nothing deferred, `n_effective` (unrelated traces that would say as much)
     - `targets`: a row each with `target`, `possible`, `coverage`, `agreement`, `reason`, `traces_needed`,
       `handled_per_day`, `saved_per_1000_calls`, `saved_per_day`, `saved_per_month` (US dollars, 30 days)
     - `confusions`: rows of `labels` (two) and `count`, out of `disagreements`
@@ -112,10 +113,11 @@ def to_json(result: Scan) -> dict[str, Any]:
 
 def _estimate_json(estimate: Estimate | None) -> dict[str, Any]:
     if estimate is None:
-        keys = "n_sample n_effective agreement n_unreadable targets focus disagreements confusions hard_labels"
+        keys = "n_sample n_judged n_effective agreement n_unreadable targets focus disagreements confusions hard_labels"
         return dict.fromkeys([*keys.split(), "outside_guard", "near_duplicates"])
     return {
         "n_sample": estimate.sample,
+        "n_judged": estimate.judged,
         "n_effective": estimate.effective,
         "agreement": estimate.agreement,
         "n_unreadable": estimate.unreadable,
@@ -141,6 +143,8 @@ def _print_page(result: Scan, path: Path) -> None:
         return
     whole = estimate.sample == contents.traces
     of = "all traces" if whole else f"{estimate.sample:,} of the traces, drawn at random (seed {result.seed})"
+    if estimate.judged < 0.9 * estimate.sample:
+        of += f", {estimate.judged:,} of them held out"
     stdout.print(f"\nWhat could be answered locally: an estimate from {of}")
     _print_targets(estimate, result.price)
     stdout.print(
@@ -191,9 +195,13 @@ def _print_targets(estimate: Estimate, price: Price) -> None:
     for row in estimate.targets:
         table.add_row(f"{row.target:.2f}", *(_cells(row) if row.possible else ("none", "")))
     stdout.print(table)
+    refused: dict[str, list[str]] = {}
     for row in estimate.targets:
         if row.reason is not None:
-            stdout.print(f"  {row.target:.2f}: {row.reason}")
+            same = row.reason.replace(f"proves {row.target:g}", "proves it")
+            refused.setdefault(same, []).append(f"{row.target:.2f}")
+    for reason, targets in refused.items():
+        stdout.print(f"{', '.join(targets)}: {reason}.")
 
 
 def _cells(row: TargetEstimate) -> list[str]:
@@ -230,7 +238,8 @@ def _label_counts(contents: Contents) -> Iterator[str]:
         yield f"{_many(rare, 'label')} with fewer than {RARE} traces ({share:.1%} of all){once}."
     label, count = contents.labels[0]
     if count / contents.traces >= _MAJORITY:
-        yield f"{_short(label, _LABEL)} makes {count / contents.traces:.0%} of the traces: always saying it must be beaten."
+        most = f"'{_short(label, _LABEL)}' makes {count / contents.traces:.0%} of the traces"
+        yield f"{most}: a policy must beat always saying it."
 
 
 def _teacher(contents: Contents) -> Iterator[str]:

@@ -21,6 +21,11 @@ _FILLER = "please can you i my the a with for on to want need help hello today a
 LABELS = sorted(_TOPICS)
 
 
+def topic_words() -> dict[str, list[str]]:
+    """The words that speak of each label."""
+    return {label: words.split() for label, words in _TOPICS.items()}
+
+
 def make_traces(n: int, *, seed: int = 0, noise: float = 0.0, blur: float = 0.25) -> list[Trace]:
     """`n` distinct traces. `noise`: share of labels drawn at random; `blur`: of words from another topic."""
     generator = random.Random(seed)

@@ -118,6 +118,9 @@ def test_a_task_where_the_majority_label_would_pass_is_refused(tmp_path: Path) -
         (make_traces(5), "too few"),
         ([replace(trace, teacher="only") for trace in make_traces(200)], "same label"),
         ([Trace(f"text {i}", f"label {i}") for i in range(200)], "fewer than two labels"),
+        ([Trace("the same text", f"label {i % 2}") for i in range(200)], "inputs are the same"),
+        ([replace(t, teacher=("Loan", "loan")[i % 2]) for i, t in enumerate(make_traces(200))], "'Loan' and 'loan'"),
+        ([Trace(f"text {i}", f"label {i % 10_000}") for i in range(60_000)], "10000 different labels"),
         ([Trace(f"text number {i} of many", f"label {i // 2}") for i in range(200)], "fixed labels"),
     ],
 )

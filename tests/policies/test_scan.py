@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,21 @@ import numpy as np
 import pytest
 
 from policies.errors import FitError
+from policies.evaluation import evaluate
 from policies.fitting import fit_policy
+from policies.policy import Policy
 from policies.scan import SCAN_TARGETS, Estimate, Price, Scan, TargetEstimate, scan
 from policies.scan_cli import to_json
 from policies.settings import FitConfig
 from policies.traces import TraceFile
 from policies.types import Reason, Trace
-from tests.data import DATA, dataset
+from tests.data import dataset
 from tests.traces_maker import LABELS, make_traces, write
 
 _PROMISED = {
-    "": "refused reason n_traces n_skipped n_duplicate_ids n_different_inputs n_too_long first_ts last_ts labels teacher "
-    "price_per_1000_calls calls_per_day seed confidence seconds n_sample n_effective agreement n_unreadable targets "
-    "focus disagreements confusions hard_labels outside_guard near_duplicates",
+    "": "refused reason n_traces n_skipped n_duplicate_ids n_different_inputs n_too_long first_ts last_ts labels "
+    "teacher price_per_1000_calls calls_per_day seed confidence seconds n_sample n_judged n_effective agreement "
+    "n_unreadable targets focus disagreements confusions hard_labels outside_guard near_duplicates",
     "labels": "n seen_once rare rare_share majority majority_share",
     "teacher": "contradicted_inputs agrees_with_itself ceiling",
     "targets": "target possible coverage agreement reason traces_needed handled_per_day saved_per_1000_calls "
@@ -80,7 +83,7 @@ def test_higher_targets_cover_less(made: Scan) -> None:
     """One row for each target, coverage falling, and what was seen is at least what is asked."""
     rows = _estimate(made).targets
     assert tuple(row.target for row in rows) == SCAN_TARGETS
-    assert all(high.coverage <= low.coverage for low, high in zip(rows, rows[1:], strict=False))
+    assert all(high.coverage <= low.coverage for low, high in pairwise(rows))
     assert all(row.agreement is not None and row.agreement >= row.target for row in rows if row.possible)
 
 
@@ -110,8 +113,12 @@ def test_what_cannot_be_proved_says_how_many_traces_might_do() -> None:
     assert not row.possible
     assert row.coverage == 0
     assert row.agreement is None
-    assert row.reason
-    assert row.traces_needed is None or row.traces_needed > 0
+    assert "no threshold proves" in (row.reason or "")
+    few = _at(_scan(make_traces(300, blur=0.0)), 0.99)
+    assert not few.possible
+    assert few.traces_needed is not None
+    assert few.traces_needed >= 50
+    assert "more different inputs" in (few.reason or "")
 
 
 def test_under_200_traces_nothing_is_promised() -> None:
@@ -142,11 +149,11 @@ def test_calls_that_a_policy_deferred_are_no_fair_sample() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda i, trace: replace(trace, teacher="same"), "same label"),
+        (lambda _, trace: replace(trace, teacher="same"), "same label"),
         (lambda i, trace: replace(trace, input=" Hello" if i % 2 else "hello"), "inputs are the same"),
         (lambda i, trace: replace(trace, teacher="Refund" if i % 2 else "refund"), "differ by case"),
-        (lambda i, trace: replace(trace, teacher=f"order {i}"), "different labels"),
-        (lambda i, trace: replace(trace, input="x" * 20_000 + trace.input), "that can be read"),
+        (lambda i, trace: replace(trace, teacher=f"order {i}"), "not a decision"),
+        (lambda _, trace: replace(trace, input="x" * 20_000 + trace.input), "that can be read"),
     ],
     ids=["one label", "one input", "case", "many labels", "unreadable"],
 )
@@ -210,23 +217,47 @@ def test_inputs_too_long_to_read_are_counted() -> None:
     assert _estimate(result).unreadable == 3
 
 
+def test_calls_too_long_to_read_lower_the_coverage() -> None:
+    """They are deferred unread: no more than the readable share of calls can be answered, or saved."""
+    traces = make_traces(1_200, blur=0.0)
+    long = [replace(trace, input=f"{'x' * 20_000}{trace.input}") for trace in traces[:400]]
+    row = _at(_scan([*long, *traces[400:]], price=Price(3.0)), 0.90)
+    assert row.coverage == pytest.approx(0.99 * 2 / 3, abs=0.05)
+    assert row.saved_per_1000_calls == pytest.approx(3.0 * row.coverage)
+
+
 def test_a_large_file_is_sampled_by_the_seed() -> None:
     """The same seed says the same; the sample is smaller than the file, and counts are of the whole file."""
-    traces = make_traces(13_000)
+    traces = make_traces(17_000)
     first, again, other = _scan(traces), _scan(traces), _scan(traces, seed=1)
-    assert _estimate(first).sample < 13_000 == first.contents.traces
+    assert _estimate(first).sample < 17_000 == first.contents.traces
     assert _estimate(first).targets == _estimate(again).targets
     assert _estimate(first).targets != _estimate(other).targets
 
 
-def test_more_traces_than_the_file_holds_are_asked_for_only_beyond_the_file() -> None:
-    """What a sample cannot prove, the file may: then nothing more is needed than a fit."""
-    traces = [replace(trace, input=f"{trace.input} {'padding ' * 1_500}") for trace in make_traces(4_000, noise=0.05)]
+def test_many_labels_and_long_texts_are_judged_on_fewer_folds() -> None:
+    """The same work goes into learning from all of them; what is counted is what was held out."""
+    traces = [
+        Trace(f"{trace.input} {trace.teacher}{i % 500} {'and so on ' * 10}{i}", f"{trace.teacher} {i % 500}")
+        for i, trace in enumerate(make_traces(8_000, blur=0.0))
+    ]
+    estimate = _estimate(_scan(traces))
+    assert 200 < estimate.judged < estimate.sample
+    assert sum(row.traces for row in estimate.hard_labels) <= estimate.judged
+
+
+def test_what_a_sample_cannot_prove_the_whole_file_may() -> None:
+    """More traces are asked for only beyond those that the file holds already."""
+    traces = [
+        replace(trace, input=f"{trace.input} {'padding ' * 1_500}")
+        for trace in make_traces(4_000, noise=0.006, blur=0.0)
+    ]
     result = _scan(traces)
     assert _estimate(result).sample < 4_000
-    for row in _estimate(result).targets:
-        if row.traces_needed == 0:
-            assert "the whole file might" in (row.reason or "")
+    row = _at(result, 0.99)
+    assert not row.possible
+    assert row.traces_needed == 0
+    assert "the whole file might" in (row.reason or "")
 
 
 def test_json_has_the_documented_keys_and_no_text_of_inputs(made: Scan) -> None:
@@ -244,7 +275,7 @@ def test_json_has_the_documented_keys_and_no_text_of_inputs(made: Scan) -> None:
 @pytest.mark.parametrize("price", [(-1.0, None), (None, -5.0), (float("nan"), None), (None, float("inf"))])
 def test_prices_and_volumes_must_make_sense(price: tuple[float | None, float | None]) -> None:
     """FitError names which is wrong."""
-    with pytest.raises(FitError, match="price|calls per day"):
+    with pytest.raises(FitError, match=r"price|calls per day"):
         Price(*price)
 
 
@@ -328,10 +359,11 @@ def test_embeddings_beside_the_file_are_mentioned(tmp_path: Path) -> None:
     assert "Embeddings lie beside the file" in _tracer(path).stdout
 
 
-def test_banking77_is_estimated_as_its_labels_deserve() -> None:
-    """Real traffic, labelled: at 0.95 the share that the certified copy answers is near the estimate."""
-    traces, _ = dataset("banking77")
-    result = _scan(traces)
-    assert _at(result, 0.95).coverage == pytest.approx(0.92, abs=0.06)
-    assert _at(result, 0.95).coverage > _at(result, 0.97).coverage > _at(result, 0.99).coverage > 0
-    assert (DATA / "banking77").is_dir()
+def test_on_banking77_the_estimate_is_near_what_live_traffic_gets(tmp_path: Path) -> None:
+    """The policy fitted on the same traces answers about that share of calls nobody had seen."""
+    traces, traffic = dataset("banking77")
+    estimated = _at(_scan(traces[:5_000]), 0.95)
+    fit_policy(traces[:5_000], tmp_path, FitConfig(target_teacher_agreement=0.95, frontier_targets=()))
+    live = evaluate(Policy.load(tmp_path), traffic[:1_000], None)
+    assert estimated.coverage == pytest.approx(live.coverage, abs=0.06)
+    assert estimated.agreement == pytest.approx(live.teacher_agreement, abs=0.03)
