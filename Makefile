@@ -32,6 +32,7 @@ long-tests: $(VENV)/.installed
 # The figures of README and docs; needs the data sets in TRACER_DATA.
 bench: $(VENV)/.installed
 	$(BIN)/python bench/frontier.py
+	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/flywheel.py
 
 clean:

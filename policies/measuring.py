@@ -187,7 +187,8 @@ def _fit_folds(
     if int((folds >= 0).sum()) < _PARALLEL_FROM or task.jobs == 1:
         found = (call[0](*call[1]) for call in calls)
     else:
-        found = joblib.Parallel(return_as="generator")(calls)
+        # Not as a generator: ray's backend knows lists only.
+        found = joblib.Parallel()(calls)
     for model, table in found:
         models.append(model)
         tables.append(table)

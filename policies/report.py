@@ -123,4 +123,4 @@ def print_verdict(manifest: Manifest) -> None:
 def print_notes(notes: list[str]) -> None:
     """What goes with a verdict, a line each."""
     for note in notes:
-        stdout.print(f"note: {note}")
+        stdout.print(note if note.startswith("warning:") else f"note: {note}")

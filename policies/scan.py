@@ -429,10 +429,8 @@ def _refusal(certificate: Certificate, judged: _Judged) -> tuple[str | None, int
         # The certificate counts only up to the number below which nothing passes: more than that may be needed.
         needed = traces_still_needed(n, judged.scores, judged.agreement, target, confidence)
         overall = float(judged.agreement.mean())
-        reason = (
-            f"no threshold proves {target:g} (the surrogate agrees on {overall:.3f} of all traces): no number of traces "
-            "like these would do"
-        )
+        seen = f"the surrogate agrees on {overall:.3f} of all traces"
+        reason = f"no threshold proves {target:g} ({seen}): no number of traces like these would do"
         needed = None if needed is None else max(needed, fewest - n)
     if needed is None:
         return reason, None

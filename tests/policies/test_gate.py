@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from policies.gate import (
+    Late,
     beats_majority,
     choose_threshold,
     choose_thresholds,
@@ -468,3 +469,34 @@ def test_weighted_label_bounds_are_weighted_and_below_the_agreement() -> None:
     nothing = label_bounds(truth, predicted, np.zeros(2_000, bool), 3, 0.90, weights)
     assert np.isnan(nothing.lower).all()
     assert nothing.handled_share[:2].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_answers_that_change_on_the_way_are_counted_as_they_stand(repeats: int) -> None:
+    """A cascade's early stage may speak first below some threshold: agreement is that of the answer given there."""
+    generator = np.random.default_rng(3)
+    n = 2_000
+    scores = generator.random(n)
+    agreement = generator.random(n) < 0.97
+    changes = generator.random(n) < 0.05
+    late_scores = np.where(changes, scores * generator.random(n), -np.inf)
+    late = Late(np.repeat(late_scores, repeats), np.repeat(generator.random(n) < 0.5, repeats))
+    rows = np.repeat(scores, repeats), np.repeat(agreement, repeats)
+    groups = np.repeat(np.arange(n), repeats)
+    choice = choose_threshold(*rows, 0.95, 0.90, groups, late=late)
+    assert choice.threshold is not None
+    handled = rows[0] >= choice.threshold
+    given = np.where(late.scores >= choice.threshold, late.agreement, rows[1])
+    assert choice.n_handled == handled.sum()
+    assert choice.agreement == pytest.approx(given[handled].mean())
+    assert lower_bound(int(handled.sum()) // repeats, int((~given[handled]).sum()) // repeats, 0.90) >= 0.95
+    assert choice.coverage < choose_threshold(*rows, 0.95, 0.90, groups).coverage
+
+
+def test_answers_that_change_for_the_better_help() -> None:
+    """The later answer may be the right one, and then counts as right from there on."""
+    scores = np.linspace(1, 0, 1_000)
+    agreement = np.arange(1_000) % 12 > 0
+    late = Late(np.where(agreement, -np.inf, scores - 0.001), np.ones(1_000, bool))
+    assert choose_threshold(scores, agreement, 0.95, 0.90).threshold is None
+    assert choose_threshold(scores, agreement, 0.95, 0.90, late=late).coverage > 0.99
