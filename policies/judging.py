@@ -131,10 +131,13 @@ def _evidence(learned: Learned, measurement: Measurement) -> _Evidence:
 def _verdict(learned: Learned, config: FitConfig, found: _Evidence, target: float, confidence: float) -> _Verdict:
     first = np.unique(found.groups, return_index=True)[1]
     fewest = fewest_inputs(target, confidence)
+    decided, agreement = found.decided, found.entry_agreement
+    needed = traces_still_needed(len(first), decided.scores[first], agreement[first], target, confidence)
     if len(first) < fewest:
         reason = f"{len(first)} different inputs in the traces cannot prove {target:g}: at least {fewest} are needed"
-        return _Verdict(_NOTHING, reason, fewest - len(first))
-    decided, agreement = found.decided, found.entry_agreement
+        if needed is None:
+            return _Verdict(_NOTHING, f"{reason}, and no number of traces like these would do")
+        return _Verdict(_NOTHING, reason, max(needed, fewest - len(first)))
     protected = [learned.labels.index(label) for label in config.protect if label in learned.labels]
     thresholds = choose_thresholds(
         decided.scores,
@@ -153,7 +156,6 @@ def _verdict(learned: Learned, config: FitConfig, found: _Evidence, target: floa
     if not beats_majority(found.truth, labels, shown, 1 - confidence, found.weights):
         return _Verdict(thresholds, "the surrogate does not beat always answering the most frequent label")
     if not thresholds.certified:
-        needed = traces_still_needed(len(first), decided.scores[first], agreement[first], target, confidence)
         more = "no number of traces like these would do" if needed is None else f"about {needed} more traces might do"
         overall = float(np.average(found.agreement(-np.inf), weights=found.weights))
         reason = f"no threshold proves {target:g} (the surrogate agrees on {overall:.3f} of all traces): {more}"

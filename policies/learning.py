@@ -69,8 +69,20 @@ def learn(
 
     `features` is the spec to read the texts by; `embeddings` (n, d) replaces it. Raises FitError.
     """
+    learned = prepare(traces, config, features, embeddings, progress)
+    if learned.task is None:
+        return learned
+    with engine(config.engine, learned.task.jobs):
+        task, measurements, trials = _measure_all(learned.task, config, learned.near, progress)
+    return replace(learned, task=task, measurements=measurements, trials=trials)
+
+
+def prepare(
+    traces: list[Trace], config: FitConfig, features: str, embeddings: NDArray[np.float32] | None, progress: Progress
+) -> Learned:
+    """All of `learn` that comes before the first model: nothing is measured yet. Raises FitError."""
     nothing = _nothing(traces)
-    problem = _problem(len(traces), nothing.labels, nothing.teacher_counts)
+    problem = obstacle(len(traces), nothing.labels, nothing.teacher_counts)
     if problem is not None:
         return replace(nothing, problem=problem)
     progress("features", 0.0)
@@ -99,18 +111,8 @@ def learn(
         seed=config.seed,
         jobs=config.jobs or len(os.sched_getaffinity(0)),
     )
-    with engine(config.engine, task.jobs):
-        task, measurements, trials = _measure_all(task, config, near, progress)
     return replace(
-        nothing,
-        truth=truth,
-        groups=groups,
-        near=near,
-        readable=reading.readable,
-        reading=reading,
-        task=task,
-        measurements=measurements,
-        trials=trials,
+        nothing, truth=truth, groups=groups, near=near, readable=reading.readable, reading=reading, task=task
     )
 
 
@@ -118,7 +120,7 @@ def _measure_all(
     task: Task, config: FitConfig, near: NDArray[np.int64], progress: Progress
 ) -> tuple[Task, tuple[Measurement, ...], tuple[Trial, ...]]:
     """Random folds for every candidate; the other measurements for the one that agrees most."""
-    n = int(task.readable.sum())
+    n = len(task.truth)
     total = n_models(n, len(task.stages)) * (len(config.surrogates) + len(MEASUREMENTS) - 1)
     fitted = 0
 
@@ -142,7 +144,11 @@ def _measure_all(
     return task, (iid, *others), tuple(trials)
 
 
-def _problem(n: int, labels: list[str], counts: Counter[str]) -> str | None:
+def obstacle(n: int, labels: list[str], counts: Counter[str]) -> str | None:
+    """Why nothing can be learned from n traces, as far as counting tells; None where it can.
+
+    `labels` were seen often enough to be learned, `counts` has all of them.
+    """
     if n < _FEWEST_TRACES:
         return f"{n} traces are too few to learn from: at least {_FEWEST_TRACES}"
     if len(counts) == 1:

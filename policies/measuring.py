@@ -121,21 +121,19 @@ class Task:
     jobs: int
 
 
-def measure(task: Task, name: str, near: Groups, on_fit: Callable[[int], None]) -> Measurement:
-    """One measurement by name; `near` (n,) numbers groups of near-duplicates. `on_fit` is called after each model."""
-    rows = np.flatnonzero(task.readable)
+def measure(task: Task, name: str, near: Groups, on_fit: Callable[[int], None], held: int | None = None) -> Measurement:
+    """One measurement by name; `near` (n,) numbers groups of near-duplicates. `on_fit` is called after each model.
+
+    Of the folds the first `held` are held out in turn (None: as many as so many rows need).
+    """
     if name == "newest":
         return _measure_newest(task, on_fit)
     groups = near if name == "grouped" else task.groups
     make_folds = balanced_folds if name == "grouped" else random_folds
-    folds = np.full(len(task.truth), -1, np.int64)
-    folds[rows] = make_folds(groups[rows], task.seed)
-    held = held_out(len(rows))
-    scored = np.flatnonzero((folds >= 0) & (folds < held))
-    stages = []
-    for stage in task.stages:
-        models, tables = _fit_folds(task, stage, folds, held, on_fit)
-        stages.append(_finish(task, models, _in_order(tables, folds, held), scored, groups))
+    folds = make_folds(groups, task.seed)
+    held = held or held_out(len(folds))
+    scored = np.flatnonzero(folds < held)
+    stages = [_cross_fit(task, stage, folds, held, groups, on_fit) for stage in task.stages]
     return Measurement(name, scored, tuple(stages))
 
 
@@ -144,20 +142,36 @@ def _measure_newest(task: Task, on_fit: Callable[[int], None]) -> Measurement:
 
     Copies of an input stay on the older side: what was seen before is no evidence about what is new.
     """
-    rows = task.order[task.readable[task.order]]
-    older, newer = rows[: -max(1, int(len(rows) * _NEWEST_SHARE))], rows[-max(1, int(len(rows) * _NEWEST_SHARE)) :]
+    n_newer = max(1, int(len(task.order) * _NEWEST_SHARE))
+    older, newer = task.order[:-n_newer], task.order[-n_newer:]
     newer = np.sort(newer[~np.isin(task.groups[newer], task.groups[older])])
     folds = np.full(len(task.truth), -1, np.int64)
     folds[older] = random_folds(task.groups[older], task.seed)
     held = held_out(len(older))
-    scored = np.flatnonzero((folds >= 0) & (folds < held))
     stages = []
     for stage in task.stages:
-        models, tables = _fit_folds(task, stage, folds, held, on_fit)
-        learned = _finish(task, models, _in_order(tables, folds, held), scored, task.groups)
-        table = score(merge_models(models), stage.features, newer)
-        stages.append(replace(learned, table=table, accept_scores=learned.scores_of(table)))
+        learned = _cross_fit(task, stage, folds, held, task.groups, on_fit)
+        table = score(merge_models(learned.models), stage.features, newer)
+        scores = np.where(task.readable[newer], learned.scores_of(table), -np.inf)
+        stages.append(replace(learned, table=table, accept_scores=scores))
     return Measurement("newest", newer, tuple(stages))
+
+
+def _cross_fit(
+    task: Task, stage: StageInput, folds: Folds, held: int, groups: Groups, on_fit: Callable[[int], None]
+) -> Stage:
+    """One stage on the first `held` folds; rows of fold -1 take no part."""
+    scored = np.flatnonzero((folds >= 0) & (folds < held))
+    models, tables = _fit_folds(task, stage, folds, held, on_fit)
+    table = _in_order(tables, folds, held)
+    # What cannot be read is never handled, and tells nothing about what can.
+    kept = np.flatnonzero(task.readable[scored])
+    rows, seen = scored[kept], table.take(kept)
+    acceptor, crossed = fit_acceptor(seen, seen.predicted == task.truth[rows], groups[rows], task.n_labels, task.seed)
+    guard = fit_guard(seen, task.guard_budget)
+    scores = np.full(len(scored), -np.inf)
+    scores[kept] = np.where(guard.values(seen) >= guard.threshold, crossed, -np.inf)
+    return Stage(models, acceptor, guard, table, scores)
 
 
 def held_out(n: int) -> int:
@@ -215,11 +229,3 @@ def _stack(tables: Sequence[Table]) -> Table:
         return tables[0]
     columns = np.concatenate([table.columns for table in tables])
     return Table(columns, np.concatenate([table.predicted for table in tables]), tables[0].width)
-
-
-def _finish(task: Task, models: list[Surrogate], table: Table, rows: NDArray[np.int64], groups: Groups) -> Stage:
-    agreement = table.predicted == task.truth[rows]
-    acceptor, crossed = fit_acceptor(table, agreement, groups[rows], task.n_labels, task.seed)
-    guard = fit_guard(table, task.guard_budget)
-    inside = guard.values(table) >= guard.threshold
-    return Stage(models, acceptor, guard, table, np.where(inside, crossed, -np.inf))

@@ -9,27 +9,22 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from policies.acceptor import Table, fit_acceptor
 from policies.artifact import Certificate
-from policies.candidates import fit_candidate
 from policies.errors import FitError
 from policies.features import MAX_CHARS
-from policies.folds import FOLDS, near_duplicates, random_folds
-from policies.gate import Ceiling, fewest_inputs, teacher_ceiling, traces_still_needed
-from policies.guard import fit_guard
+from policies.folds import FOLDS
+from policies.gate import Ceiling, teacher_ceiling
 from policies.judging import judge
-from policies.learning import Learned, Progress
-from policies.measuring import Measurement, Stage, Task, score
-from policies.reading import read_texts
-from policies.settings import FeatureSpec, FitConfig
+from policies.learning import Learned, Progress, obstacle, prepare
+from policies.measuring import Measurement, measure
+from policies.settings import FitConfig
 from policies.traces import TraceFile
-from policies.types import FAIR_REASONS, Trace
+from policies.types import Trace
 
 Groups = NDArray[np.int64]
 
@@ -49,7 +44,6 @@ _CHARACTERS = 5_000_000
 _WHOLE = 1.1
 _FEWEST_JUDGED = 500
 _MEASURED = 1_000
-_MOST_LABELS = 5_000
 _FOCUS = 0.95
 _SHOWN = 5
 _DAYS_A_MONTH = 30
@@ -205,7 +199,7 @@ def scan(found: TraceFile, price: Price | None = None, seed: int = 0, progress: 
         rows, held = _sample(found.traces, len(contents.labels), seed)
         # One core: the matrices are small, and starting processes takes longer than the work.
         with threadpool_limits(1):
-            learned = _learn([found.traces[row] for row in rows], groups[rows], held, seed, progress)
+            learned = _learn([found.traces[row] for row in rows], held, seed, progress)
         reason = learned.problem
         if reason is None:
             progress("gate", 0.95)
@@ -241,27 +235,13 @@ def _contents(found: TraceFile, groups: Groups) -> Contents:
 
 def _obstacle(contents: Contents) -> str | None:
     """Why there is no estimate, as far as counting tells."""
-    n, labels = contents.traces, [label for label, count in contents.labels if count > 1]
-    if n < FEWEST_TO_ESTIMATE:
-        return f"{n} traces are too few to promise anything: at least {FEWEST_TO_ESTIMATE} are needed for an estimate"
-    if len(contents.labels) == 1:
-        return "every trace has the same label: there is nothing to decide"
+    if contents.traces < FEWEST_TO_ESTIMATE:
+        seen = f"{contents.traces} traces are too few to promise anything"
+        return f"{seen}: at least {FEWEST_TO_ESTIMATE} are needed for an estimate"
     if contents.different_inputs == 1:
         return "all inputs are the same: there is nothing to learn from"
-    if len(labels) > _MOST_LABELS or len(contents.labels) >= n / 2:
-        return f"{len(contents.labels)} different labels in {n} traces: not a decision among fixed labels"
-    spelled = sorted(labels, key=_plain)
-    twins = [(a, b) for a, b in pairwise(spelled) if _plain(a) == _plain(b)]
-    if twins:
-        more = f" ({len(twins)} such pairs)" if len(twins) > 1 else ""
-        return (
-            f"labels {twins[0][0]!r} and {twins[0][1]!r} differ by case or white space alone{more}: write each one way"
-        )
-    return None
-
-
-def _plain(label: str) -> str:
-    return " ".join(label.casefold().split())
+    learnable = sorted(label for label, count in contents.labels if count > 1)
+    return obstacle(contents.traces, learnable, Counter(dict(contents.labels)))
 
 
 def _sample(traces: list[Trace], n_labels: int, seed: int) -> tuple[Groups, int]:
@@ -276,71 +256,27 @@ def _sample(traces: list[Trace], n_labels: int, seed: int) -> tuple[Groups, int]
     return np.sort(rows), min(max(held, 1), FOLDS)
 
 
-def _learn(traces: list[Trace], inputs: Groups, held: int, seed: int, progress: Progress) -> Learned:
-    """One measurement of the sample, on `held` of its random folds. `inputs` (n,) numbers equal inputs."""
-    counts = Counter(trace.teacher for trace in traces)
-    labels = sorted(label for label, count in counts.items() if count > 1)
-    index = {label: i for i, label in enumerate(labels)}
-    groups = np.unique(inputs, return_inverse=True)[1]
-    judged = np.array([trace.reason is None or trace.reason in FAIR_REASONS for trace in traces])
-    weights = np.array([trace.weight for trace in traces])
-    truth = np.array([index.get(trace.teacher, -1) for trace in traces], np.int64)
-    nothing = Learned(None, labels, counts, truth, judged, weights, groups, groups, np.zeros(len(traces), np.bool_))
-    config = FitConfig(seed=seed)
-    progress("features", 0.05)
-    reading = read_texts(traces, FeatureSpec.parse(config.features), True, lambda _: None)
-    fair = len(np.unique(groups[reading.readable & judged]))
+def _learn(traces: list[Trace], held: int, seed: int, progress: Progress) -> Learned:
+    """One measurement of the sample, on `held` of its random folds."""
+    config = FitConfig(seed=seed, jobs=1)
+    learned = prepare(traces, config, config.features, None, progress)
+    if learned.task is None:
+        return learned
+    fair = len(np.unique(learned.groups[learned.readable & learned.judged]))
     if fair < FEWEST_TO_ESTIMATE:
         return replace(
-            nothing,
+            learned,
             problem=f"{fair} different inputs that can be read and are a fair sample are too few to promise anything: "
             f"at least {FEWEST_TO_ESTIMATE} are needed for an estimate",
         )
-    truth = np.where(reading.readable, truth, -1)
-    if len(labels) < 2 or len(np.unique(truth[truth >= 0])) < 2:
-        return replace(nothing, problem="fewer than two labels were seen twice or more")
-    progress("near-duplicates", 0.2)
-    near = near_duplicates(reading.near, groups)
-    task = Task(
-        stages=reading.stages,
-        truth=truth,
-        n_labels=len(labels),
-        groups=groups,
-        order=np.arange(len(traces)),
-        readable=reading.readable,
-        candidate=config.surrogates[0],
-        guard_budget=config.guard_budget,
-        seed=seed,
-        jobs=1,
-    )
-    measurement = _measure(task, held, progress)
-    return replace(nothing, truth=truth, near=near, readable=reading.readable, task=task, measurements=(measurement,))
+    fitted = 0
 
+    def on_fit(models: int) -> None:
+        nonlocal fitted
+        fitted += models
+        progress("surrogate", 0.3 + 0.6 * fitted / held)
 
-def _measure(task: Task, held: int, progress: Progress) -> Measurement:
-    """As `measure` with random folds, but that only the first `held` of them are scored."""
-    rows, features = np.flatnonzero(task.readable), task.stages[0].features
-    folds = np.full(len(task.truth), -1, np.int64)
-    folds[rows] = random_folds(task.groups[rows], task.seed)
-    models, tables = [], []
-    for fold in range(held):
-        progress("surrogate", 0.3 + 0.6 * fold / held)
-        learn = np.flatnonzero((folds != fold) & (task.truth >= 0))
-        labels = task.truth[learn]
-        models.append(fit_candidate(task.candidate, features.take(learn), labels, task.n_labels, task.seed + fold))
-        tables.append(score(models[-1], features, np.flatnonzero(folds == fold)))
-    scored = np.concatenate([np.flatnonzero(folds == fold) for fold in range(held)])
-    table = Table(
-        np.concatenate([part.columns for part in tables]),
-        np.concatenate([part.predicted for part in tables]),
-        tables[0].width,
-    )
-    agreement = table.predicted == task.truth[scored]
-    acceptor, crossed = fit_acceptor(table, agreement, task.groups[scored], task.n_labels, task.seed)
-    guard = fit_guard(table, task.guard_budget)
-    inside = guard.values(table) >= guard.threshold
-    stage = Stage(models, acceptor, guard, table, np.where(inside, crossed, -np.inf))
-    return Measurement("iid", scored, (stage,))
+    return replace(learned, measurements=(measure(learned.task, "iid", learned.near, on_fit, held),))
 
 
 def _estimate(learned: Learned, texts: list[str], contents: Contents, price: Price, seed: int) -> Estimate:
@@ -378,31 +314,22 @@ def _estimate(learned: Learned, texts: list[str], contents: Contents, price: Pri
 
 @dataclass(frozen=True)
 class _Judged:
-    """The rows that count: `scores` and `agreement` (m,) of the first of each input, out of `inputs` in the file.
+    """The rows that count: `n` different inputs and `rows` with repeats, out of `inputs` different ones in the file."""
 
-    `rows`: how many there are with repeats; `readable`: share of calls whose text can be read.
-    """
-
+    n: int
     rows: int
     inputs: int
-    scores: NDArray[np.float64]
-    agreement: NDArray[np.bool_]
-    readable: float
 
     @classmethod
     def of(cls, learned: Learned, measurement: Measurement, contents: Contents) -> "_Judged":
         counted = learned.judged[measurement.rows]
-        rows, decided = measurement.rows[counted], measurement.decided().at(counted)
-        first = np.unique(learned.groups[rows], return_index=True)[1]
-        agreement = decided.last_label[first] == learned.truth[rows][first]
-        readable = float(learned.readable[learned.judged].mean())
-        return cls(len(rows), contents.different_inputs, decided.scores[first], agreement, readable)
+        rows = measurement.rows[counted]
+        return cls(len(np.unique(learned.groups[rows])), len(rows), contents.different_inputs)
 
 
 def _target(certificate: Certificate, judged: _Judged, price: Price) -> TargetEstimate:
     reason, needed = _refusal(certificate, judged)
-    # A certificate's coverage is of the calls that can be read.
-    share = certificate.coverage * judged.readable
+    share = certificate.coverage
     each, calls = price.per_1000_calls, price.calls_per_day
     daily = None if each is None or calls is None else each * calls * share / 1_000
     return TargetEstimate(
@@ -421,20 +348,12 @@ def _target(certificate: Certificate, judged: _Judged, price: Price) -> TargetEs
 
 def _refusal(certificate: Certificate, judged: _Judged) -> tuple[str | None, int | None]:
     """(reason, different inputs needed beyond the file's)."""
-    n, target, confidence = len(judged.scores), certificate.target, certificate.confidence
-    reason, needed, fewest = certificate.reason, certificate.traces_needed, fewest_inputs(target, confidence)
+    reason, needed = certificate.reason, certificate.traces_needed
     if reason is None:
         return None, None
-    if n < fewest:
-        # The certificate counts only up to the number below which nothing passes: more than that may be needed.
-        needed = traces_still_needed(n, judged.scores, judged.agreement, target, confidence)
-        overall = float(judged.agreement.mean())
-        seen = f"the surrogate agrees on {overall:.3f} of all traces"
-        reason = f"no threshold proves {target:g} ({seen}): no number of traces like these would do"
-        needed = None if needed is None else max(needed, fewest - n)
     if needed is None:
         return reason, None
-    beyond = max(0, n + needed - judged.inputs)
+    beyond = max(0, judged.n + needed - judged.inputs)
     more = f"about {beyond:,} more different inputs might" if beyond else "the whole file might, this sample does not"
     return f"no threshold proves it: {more}", beyond
 
