@@ -312,23 +312,19 @@ def teacher_ceiling(groups: Groups, labels: Labels, weights: Weights | None = No
 
 
 def effective_sample(groups: Groups, agreement: Agreement) -> float:
-    """How many independent rows would say as much about the agreement: n / (1 + (m - 1) r).
+    """How many independent rows would say as much about the agreement: n over the design effect, at most n.
 
-    Rows of one group (n,) are alike in whether they agree: m is the size of the average row's group, r the intraclass
-    correlation by analysis of variance, taken for 0 where it is negative (Kish, "Survey Sampling", 1965, chapter 5).
+    Rows of one group (n,) may agree or disagree together. The design effect is the variance of the mean where whole
+    groups are drawn, over that where rows are: sum_g (sum_i r_i)^2 / sum_i r_i^2 with r the residuals (the
+    cluster-robust variance; Kish, "Survey Sampling", 1965, chapter 5).
     """
     n = len(groups)
-    _, member = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(member)
-    if len(sizes) in (0, n):
+    if n == 0 or agreement.all() or not agreement.any():
         return float(n)
-    shares = np.bincount(member, agreement) / sizes
-    between = float((sizes * (shares - agreement.mean()) ** 2).sum()) / max(len(sizes) - 1, 1)
-    within = float((sizes * shares * (1 - shares)).sum()) / (n - len(sizes))
-    usual_size = (n - float((sizes**2).sum()) / n) / max(len(sizes) - 1, 1)
-    spread = between + (usual_size - 1) * within
-    correlation = min(max((between - within) / spread, 0.0), 1.0) if spread > 0 else 0.0
-    return n / (1 + (float((sizes**2).sum()) / n - 1) * correlation)
+    residuals = agreement - agreement.mean()
+    _, member = np.unique(groups, return_inverse=True)
+    together = float((np.bincount(member, residuals) ** 2).sum())
+    return float(min(n, n * float((residuals**2).sum()) / together)) if together > 0 else float(n)
 
 
 def label_bounds(

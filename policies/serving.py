@@ -1,12 +1,16 @@
 """From a judged policy to what is served: one graph a stage, checked against the fitted models."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.acceptor import describe
 from policies.artifact import StageEntry
+from policies.blocks import Features
 from policies.candidates import Surrogate, fit_candidate, merge_models
 from policies.export import Fitted, build_graph, check_graph
+from policies.forest import ForestModel
 from policies.judging import Judged
 from policies.learning import Learned
 from policies.measuring import Task, early_threshold
@@ -16,6 +20,7 @@ from policies.surrogates import Scores
 
 # Rows on which a graph is compared with its models, evenly taken where there are more.
 _MOST_CHECKED = 20_000
+_ROUNDING = 1e-6
 
 
 def export_stages(learned: Learned, judged: Judged, config: FitConfig) -> list[tuple[StageEntry, bytes]]:
@@ -35,10 +40,15 @@ def export_stages(learned: Learned, judged: Judged, config: FitConfig) -> list[t
         graph = build_graph(served)
         limits = [threshold, *(choice.threshold for choice in judged.thresholds.protected.values())]
         rows = _some(np.flatnonzero(learned.readable), _MOST_CHECKED)
-        scores = surrogate.scores(stage.features.take(rows))
+        features = stage.features.take(rows)
+        scores = surrogate.scores(features)
         inputs = (reading.graph_input(row, stage) for row in rows)
         check_graph(
-            graph, inputs, served, (describe(scores), _gaps(scores)), [limit for limit in limits if limit is not None]
+            graph,
+            inputs,
+            served,
+            (describe(scores), _gaps(scores, surrogate, features)),
+            [limit for limit in limits if limit is not None],
         )
         table, vocabulary = stage.reader.table, stage.reader.vocabulary
         entry = StageEntry(
@@ -58,10 +68,18 @@ def _refit(task: Task, stage: StageInput) -> Surrogate:
     return fit_candidate(task.candidate, stage.features.take(rows), task.truth[rows], task.n_labels, task.seed)
 
 
-def _gaps(scores: Scores) -> NDArray[np.float32]:
-    """Distance from the highest logit to the next, (n,)."""
+def _gaps(scores: Scores, surrogate: Surrogate, features: Features) -> NDArray[np.float32]:
+    """Distance from the highest logit to the next, (n,); 0 where a rounding error alone would change the logits.
+
+    Only trees can do that: a row may lie on the border between two leaves.
+    """
     two = np.partition(scores.logits, -2, axis=1)
-    return np.asarray(two[:, -1] - two[:, -2])
+    gaps = two[:, -1] - two[:, -2]
+    if isinstance(surrogate, ForestModel):
+        for factor in (1 - _ROUNDING, 1 + _ROUNDING):
+            moved = surrogate.scores(replace(features, dense=features.dense * np.float32(factor))).logits
+            gaps = np.where(np.abs(moved - scores.logits).max(axis=1) > 0, np.float32(0), gaps)
+    return np.asarray(gaps, np.float32)
 
 
 def _some(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:

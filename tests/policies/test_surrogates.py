@@ -6,7 +6,6 @@ from sklearn.linear_model import LogisticRegression
 
 from policies.blocks import Features
 from policies.candidates import merge_models
-from policies.folds import random_folds
 from policies.measuring import Measurement, Task, measure
 from policies.reading import StageInput, StageReader
 from policies.surrogates import Labels, average, fit_softmax
@@ -76,19 +75,3 @@ def test_the_average_says_the_mean_of_the_models() -> None:
     fresh, _ = _blobs(100, seed=1)
     mean = np.mean([model.scores(fresh).logits for model in models], axis=0)
     np.testing.assert_allclose(average(models).scores(fresh).logits, mean, atol=1e-4)
-
-
-def test_folds_are_random_and_even() -> None:
-    """Sizes differ by at most one, the seed decides, and labels play no part."""
-    rows = np.arange(1_003)
-    folds = random_folds(rows, 5)
-    assert np.ptp(np.bincount(folds)) <= 1
-    assert (folds == random_folds(rows, 5)).all()
-    assert (folds != random_folds(rows, 6)).any()
-
-
-def test_equal_inputs_share_a_fold() -> None:
-    """Copies of an input never stand on both sides."""
-    groups = np.random.default_rng(0).integers(0, 50, 500)
-    folds = random_folds(groups, 1)
-    assert all(len(set(folds[groups == group])) == 1 for group in range(50))
