@@ -7,18 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.artifact import Certificate
+from policies.diagnostics import effective_sample, label_bounds, teacher_ceiling, traces_still_needed
 from policies.gate import (
     Choice,
     Late,
     Thresholds,
     beats_majority,
     choose_thresholds,
-    effective_sample,
     fewest_inputs,
-    label_bounds,
     lower_bound,
-    teacher_ceiling,
-    traces_still_needed,
 )
 from policies.learning import Learned
 from policies.measuring import Decided, Measurement

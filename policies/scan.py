@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from policies.artifact import Certificate
+from policies.diagnostics import Ceiling, teacher_ceiling
 from policies.errors import FitError
 from policies.features import MAX_CHARS
 from policies.folds import FOLDS
-from policies.gate import Ceiling, teacher_ceiling
 from policies.judging import judge
 from policies.learning import Learned, Progress, obstacle, prepare
 from policies.measuring import Measurement, measure

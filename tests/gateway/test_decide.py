@@ -51,10 +51,14 @@ def test_encoding_happens_off_the_event_loop(policy: Policy, monkeypatch: pytest
     """The encoder is only ever called on another thread than the loop's."""
     threads: set[int] = set()
     encode = TransformerEncoder.encode
-    monkeypatch.setattr(
-        TransformerEncoder, "encode", lambda self, text: threads.add(threading.get_ident()) or encode(self, text)
-    )
-    asyncio.run(Decider(Metrics()).decide(Serving(policy), _split(policy)[1][0]))
+    open_ = _split(policy)[1]
+
+    def watched(self: TransformerEncoder, text: str) -> object:
+        threads.add(threading.get_ident())
+        return encode(self, text)
+
+    monkeypatch.setattr(TransformerEncoder, "encode", watched)
+    asyncio.run(Decider(Metrics()).decide(Serving(policy), open_[0]))
     assert threads
     assert threading.get_ident() not in threads
 

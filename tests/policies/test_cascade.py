@@ -62,7 +62,12 @@ def test_the_encoder_is_asked_only_for_what_is_undecided(cascade: Path, monkeypa
     policy = Policy.load(cascade)
     asked: list[str] = []
     encode = TransformerEncoder.encode
-    monkeypatch.setattr(TransformerEncoder, "encode", lambda self, text: asked.append(text) or encode(self, text))
+
+    def watched(self: TransformerEncoder, text: str) -> object:
+        asked.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(TransformerEncoder, "encode", watched)
     assert policy.slow
     for trace in make_traces(200, seed=10, blur=0.25):
         quick = policy.decide_quickly(trace.input)

@@ -21,7 +21,7 @@ def _clusters(n_clusters: int, size: int, seed: int = 0) -> tuple[np.ndarray, np
 
 def _same_partition(a: np.ndarray, b: np.ndarray) -> bool:
     pairs = np.unique(np.stack([a, b]), axis=1).shape[1]
-    return pairs == len(np.unique(a)) == len(np.unique(b))
+    return bool(pairs == len(np.unique(a)) == len(np.unique(b)))
 
 
 def test_folds_are_random_and_even() -> None:
