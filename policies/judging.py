@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.artifact import Certificate
-from policies.diagnostics import effective_sample, label_bounds, teacher_ceiling, traces_still_needed
+from policies.diagnostics import effective_sample, label_bounds, traces_still_needed
 from policies.gate import (
     Choice,
     Late,
@@ -19,6 +19,7 @@ from policies.gate import (
 )
 from policies.learning import Learned
 from policies.measuring import Decided, Measurement
+from policies.notes import notes_of
 from policies.settings import MEASUREMENTS, FitConfig
 
 _STATEMENT = (
@@ -26,7 +27,6 @@ _STATEMENT = (
     "drawn like the traces is at least {target:g}."
 )
 _OF_PROTECTED = " The same holds for each protected label that is answered, on its own, all at once."
-_MANNERS = {"iid": "random folds", "grouped": "near-duplicates kept together", "newest": "the newest traces held out"}
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _measured(
     row: dict[str, Any] = {
         "name": found.measurement.name,
         "n": len(found.truth),
-        "agreement": float(found.agreement(-np.inf).mean()) if len(found.truth) else None,
+        "agreement": float(np.average(found.agreement(-np.inf), weights=found.weights)) if len(found.truth) else None,
         "certified": verdict.reason is None,
         "coverage": own.coverage if verdict.reason is None else 0.0,
         "teacher_agreement": own.agreement if verdict.reason is None else None,
@@ -191,10 +191,13 @@ def _measured(
     if ruling is not None and ruled.reason is None and len(found.truth):
         handled, right = _as_served(found, ruling, ruled.thresholds)
         n, wrong = int(handled.sum()), int((handled & ~right).sum())
+        weighted = found.weights is not None
+        weights = np.ones(len(handled)) if found.weights is None else found.weights
         row["at_served_threshold"] = {
-            "coverage": n / len(handled),
-            "teacher_agreement": 1 - wrong / n if n else None,
-            "teacher_agreement_lower": lower_bound(n, wrong, config.confidence) if n else None,
+            "coverage": float(np.average(handled, weights=weights)),
+            "teacher_agreement": float(np.average(right[handled], weights=weights[handled])) if n else None,
+            # Clopper and Pearson know no weights.
+            "teacher_agreement_lower": lower_bound(n, wrong, config.confidence) if n and not weighted else None,
         }
     return row
 
@@ -268,7 +271,7 @@ def _certificate(
         statement=statement + (_OF_PROTECTED if config.protect else ""),
         traces_needed=verdict.traces_needed,
         measurements=measurements,
-        notes=_notes(learned, config, verdict, measurements),
+        notes=notes_of(learned, config, verdict.thresholds, None if refused else measurements),
     )
 
 
@@ -276,78 +279,6 @@ def _method(measurement: Measurement, verdict: _Verdict, n_judged: int) -> str:
     if len(measurement.stages) > 1:
         return "rsb"
     return "global" if verdict.choice.n_handled == n_judged else "l2d"
-
-
-def _notes(learned: Learned, config: FitConfig, verdict: _Verdict, measurements: list[dict[str, Any]]) -> list[str]:
-    notes = []
-    rare = sum(1 for count in learned.teacher_counts.values() if count == 1)
-    if rare:
-        notes.append(f"{rare} labels were seen once: they are not learned, and their traces count as disagreement")
-    unreadable = int((~learned.readable).sum()) if learned.problem is None else 0
-    if unreadable:
-        notes.append(f"{unreadable} traces are too long to be read whole: such calls are deferred")
-    apart = int((~learned.judged).sum())
-    if apart:
-        notes.append(
-            f"{apart} traces are learned from but do not count for the certificate: a policy in service deferred them, "
-            "so they are not drawn as live calls are"
-        )
-    if learned.problem is None and len(np.unique(learned.weights[learned.judged])) > 1:
-        notes.append("traces carry weights: agreement is weighted, and tested by a bound that is valid for weights")
-    notes += _repeats(learned, config)
-    notes += _protected(learned, config, verdict)
-    notes += _other_measurements(config, verdict, measurements)
-    return notes
-
-
-def _repeats(learned: Learned, config: FitConfig) -> list[str]:
-    first = np.unique(learned.groups, return_index=True)[1]
-    repeats = len(learned.groups) - len(first)
-    if learned.problem is not None or not repeats:
-        return []
-    pairs = np.unique(np.stack([learned.groups, learned.truth]), axis=1).shape[1]
-    notes = [f"{repeats} traces repeat an earlier input: the certificate holds for the different inputs alone, too"]
-    if pairs > len(first):
-        notes.append(f"the teacher contradicts itself: {pairs - len(first)} inputs were given more than one label")
-    ceiling = teacher_ceiling(learned.groups, learned.truth)
-    if ceiling is not None and ceiling.highest < config.target_teacher_agreement:
-        notes.append(
-            f"the teacher answers a repeated input the same way {ceiling.agreeing:.1%} of the time ({ceiling.pairs} "
-            f"inputs): no copy of it can agree with it much more often than {ceiling.highest:.3f} over all calls"
-        )
-    return notes
-
-
-def _protected(learned: Learned, config: FitConfig, verdict: _Verdict) -> list[str]:
-    notes = []
-    for label in config.protect:
-        if label not in learned.labels:
-            notes.append(f"protected label {label!r} is not among the learned labels: it is never answered")
-            continue
-        choice = verdict.thresholds.protected.get(learned.labels.index(label))
-        if choice is not None and choice.threshold is None:
-            notes.append(f"protected label {label!r} could not be certified on its own: it is never answered")
-    return notes
-
-
-def _other_measurements(config: FitConfig, verdict: _Verdict, measurements: list[dict[str, Any]]) -> list[str]:
-    """A plain word where traces that are less alike say less than the ruling measurement does."""
-    if verdict.reason is not None:
-        return []
-    target, notes = config.target_teacher_agreement, []
-    for row in measurements:
-        seen = row["at_served_threshold"]
-        if seen is None or seen["teacher_agreement"] is None or seen["teacher_agreement"] >= target:
-            continue
-        alone = f"certifies coverage {row['coverage']:.3f}" if row["certified"] else "refuses"
-        notes.append(
-            f"warning: with {_MANNERS[row['name']]} the policy served agrees on {seen['teacher_agreement']:.4f} "
-            f"(at least {seen['teacher_agreement_lower']:.4f}), below {target:g}: where live calls repeat the traces "
-            f"less, expect that. --assume {row['name']} {alone}"
-        )
-    if not notes:
-        notes.append("random folds, near-duplicates kept together and the newest traces all support the certificate")
-    return notes
 
 
 def _report(

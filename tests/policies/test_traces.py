@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from policies import console
-from policies import traces as trace_files
+from policies import console, lines, traces
 from policies.errors import TraceError
 from policies.traces import label_space, merge, read_traces, write_traces
 from policies.types import Trace
@@ -133,7 +132,8 @@ def test_only_first_problems_are_kept(file: Path) -> None:
 
 def test_line_over_the_limit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line over the limit is bad without being held in memory whole, and line numbers stay right after it."""
-    monkeypatch.setattr(trace_files, "MAX_LINE_BYTES", 1024 * 1024)
+    for module in (lines, traces):
+        monkeypatch.setattr(module, "MAX_LINE_BYTES", 1024 * 1024)
     file.write_bytes(GOOD + line(input="a" * 3_000_000, teacher="x") + b"x\n" + GOOD)
     result = read_traces(file, skip_bad=True)
     assert result.problems[0] == f"{file}:2: longer than 1 MB"
