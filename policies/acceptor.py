@@ -5,7 +5,7 @@ from an acceptor that saw neither the row's agreement nor any copy of its input.
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,19 +39,21 @@ _TAIL = 7
 class Table:
     """What the acceptor and the guard read of n rows.
 
-    `columns` (n, F - 1) are the accept features but for the reliability, `predicted` (n,) the surrogate's labels.
+    `columns` (n, F - 1) are the accept features but for the reliability, `predicted` (n,) the surrogate's labels,
+    `width` the number of columns a view, `extra` that of what neighbours say.
     """
 
     columns: Floats
     predicted: NDArray[np.int64]
     width: int
+    extra: int = 0
 
     def __len__(self) -> int:
         return len(self.predicted)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Table":
         """Some of the rows."""
-        return Table(self.columns[rows], self.predicted[rows], self.width)
+        return replace(self, columns=self.columns[rows], predicted=self.predicted[rows])
 
     @property
     def energy(self) -> Floats:
@@ -61,7 +63,7 @@ class Table:
     @property
     def similarity(self) -> Floats:
         """Largest cosine to a label's centroid, (n,)."""
-        return self.columns[:, similarity_column(self.columns.shape[1] + 1)]
+        return self.columns[:, similarity_column(self.columns.shape[1] + 1, self.extra)]
 
 
 def energy_column(width: int) -> int:
@@ -69,9 +71,9 @@ def energy_column(width: int) -> int:
     return width - 3
 
 
-def similarity_column(n_features: int) -> int:
+def similarity_column(n_features: int, extra: int) -> int:
     """Where the largest similarity stands in the accept features: the last view's maximum."""
-    return n_features - 4
+    return n_features - extra - 4
 
 
 def view_width(n_labels: int) -> int:
@@ -85,12 +87,12 @@ def gap_column(n_labels: int) -> int:
 
 
 def describe(scores: Scores) -> Table:
-    """The table of scored rows. F = 10 R + 2 (fewer with two labels).
+    """The table of scored rows. F = 10 R + 2 (fewer with two labels, 3 more with neighbours).
 
     For each of R views (the logits, each part of them where there are several, the similarities): log-odds of the three
     highest probabilities and of the predicted label's, then the predicted label's value, its gap to the best rival, the
-    gap's sign, log-sum-exp, maximum and entropy. Then the log of the length, and, not in the table, the log-odds of the
-    predicted label's past agreement. `export` repeats this node by node.
+    gap's sign, log-sum-exp, maximum and entropy. Then what neighbours say, where they are asked, the log of the length,
+    and, not in the table, the log-odds of the predicted label's past agreement. `export` repeats this node by node.
     """
     views = scores.views
     rows, wide = np.arange(len(views)), views.shape[2]
@@ -110,7 +112,9 @@ def describe(scores: Scores) -> Table:
     columns = np.stack([own, gap, np.sign(gap), energy, highest, entropy], axis=2)
     table = np.concatenate([odds, columns], axis=2)
     table = table.reshape(len(views), table.shape[1] * table.shape[2])
-    return Table(np.column_stack([table, scores.lengths]).astype(np.float32), predicted, view_width(wide))
+    near = np.zeros((len(views), 0), np.float32) if scores.near is None else scores.near
+    columns = np.column_stack([table, near, scores.lengths]).astype(np.float32)
+    return Table(columns, predicted, view_width(wide), near.shape[1])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The candidate surrogates by name: one way to fit each, and one way to make one model of a fold's models."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from policies.errors import FitError
 from policies.forest import ForestModel, fit_forest, merge_forests
 from policies.linear_candidates import fit_logreg, fit_sgd
 from policies.mlp import MlpModel, fit_mlp, merge_mlps
+from policies.neighbours import choose_neighbours
 from policies.surrogates import Labels, SoftmaxModel, average, fit_softmax
 
 Surrogate = SoftmaxModel | MlpModel | ForestModel
@@ -23,16 +25,24 @@ _FIT: Mapping[str, Callable[[Features, Labels, int, int], Surrogate]] = {
 _DENSE_ONLY = ("mlp", "trees")
 
 
-def fit_candidate(name: str, features: Features, labels: Labels, n_labels: int, seed: int) -> Surrogate:
+def fit_candidate(
+    name: str, features: Features, labels: Labels, n_labels: int, seed: int, neighbours: bool = False
+) -> Surrogate:
     """A model of the named kind, fitted on rows whose labels are 0..n_labels - 1; not every label need have a row.
 
-    Raises FitError where the model cannot read any of the blocks.
+    With `neighbours` it remembers them for the acceptor. Raises FitError where the model cannot read any of the blocks,
+    or has no neighbours to remember.
     """
     if name in _DENSE_ONLY and not sum(features.widths):
         raise FitError(
             f"surrogate {name!r} reads dense blocks alone and there is none: add static or an encoder to features"
         )
-    return _FIT[name](features, labels, n_labels, seed)
+    model = _FIT[name](features, labels, n_labels, seed)
+    if not neighbours:
+        return model
+    if not sum(features.widths) or not isinstance(model, SoftmaxModel):
+        raise FitError(f"neighbours need a dense block and a linear surrogate, not {name!r} alone on these features")
+    return replace(model, neighbours=choose_neighbours(features.dense, labels, seed))
 
 
 def merge_models(models: Sequence[Surrogate]) -> Surrogate:

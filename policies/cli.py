@@ -46,6 +46,9 @@ def fit(
     surrogates: Annotated[
         str, typer.Option(help="Candidates to choose from, with commas: joint, logreg, sgd, mlp, trees.")
     ] = "joint",
+    neighbours: Annotated[
+        bool, typer.Option("--neighbours", help="Let the acceptor ask the nearest traces: slower, often covers more.")
+    ] = False,
     trees: Annotated[bool, typer.Option("--trees", help="Try trees as well.")] = False,
     latency_budget: Annotated[
         float, typer.Option(help="Mean microseconds a decision that --features auto may spend.")
@@ -72,6 +75,7 @@ def fit(
             latency_budget_us=latency_budget,
             engine=engine,
             jobs=jobs,
+            neighbours=neighbours,
         )
         matrix = None if embeddings is None else read_embeddings(embeddings)
         result = api.fit(traces, out, matrix, config, skip_bad=skip_bad, progress=progress)

@@ -32,6 +32,7 @@ from policies.forest import FLOOR, ForestModel
 from policies.graph import FLOAT, INT64, ML_DOMAIN, GraphWriter
 from policies.guard import SIMILARITY_SHARE, Guard
 from policies.mlp import MlpModel
+from policies.neighbours import ASKED, COLUMNS, Neighbours
 from policies.reading import StageReader
 from policies.session import open_session, run_session
 from policies.surrogates import SoftmaxModel, blocks_of
@@ -63,9 +64,15 @@ def build_graph(fitted: Fitted) -> bytes:
         inputs.append(helper.make_tensor_value_info("vector", FLOAT, [reader.vector_size]))
     if reader.scaling is not None:
         inputs.append(helper.make_tensor_value_info("embedding", FLOAT, [len(reader.scaling.shift)]))
-    rows, length = _rows(writer, fitted)
+    dense = _dense_blocks(writer, reader)
+    rows, length = _rows(writer, fitted, dense)
     n_labels = len(fitted.acceptor.reliability)
-    predicted, features = _accept_features(writer, _views(writer, rows), (len(rows), n_labels), length, fitted.acceptor)
+    predicted, table = _views_table(writer, _views(writer, rows), (len(rows), n_labels))
+    neighbours = fitted.surrogate.neighbours if isinstance(fitted.surrogate, SoftmaxModel) else None
+    near = [] if neighbours is None else _near(writer, reader, dense, neighbours, predicted)
+    past = writer.node("Gather", writer.constant(fitted.acceptor.reliability), predicted)
+    flat = writer.node("Concat", table, *near, length, past, axis=0)
+    features = writer.node("Unsqueeze", flat, writer.constant([0]))
     accept_score, guard = _judgement(writer, features, fitted)
     outputs = {
         "label": (predicted, INT64, [1]),
@@ -113,19 +120,17 @@ def check_graph(
             )
 
 
-def _rows(writer: GraphWriter, fitted: Fitted) -> tuple[list[str], str]:
+def _rows(writer: GraphWriter, fitted: Fitted, dense: list[tuple[str, int]]) -> tuple[list[str], str]:
     """Names of (1, K) values: each part's logits, then the similarities; and the length, (1,)."""
     reader = fitted.reader
     length = writer.constant(0.0)
     if reader.table is not None:
         count = writer.node("Cast", writer.node("Shape", "ids"), to=FLOAT)
         length = writer.node("Log", writer.node("Add", count, writer.constant(1.0)))
-    dense = _dense_blocks(writer, reader)
     surrogate = fitted.surrogate
     if isinstance(surrogate, SoftmaxModel):
         return _linear_rows(writer, reader, surrogate, dense), length
-    values = [value for value, _ in dense]
-    row = values[0] if len(values) == 1 else writer.node("Concat", *values, axis=1)
+    row = _row(writer, dense)
     similarity = _cosines(writer, reader, dense, writer.node("MatMul", row, writer.constant(surrogate.centroids.T)))
     if isinstance(surrogate, MlpModel):
         return [_mlp_row(writer, surrogate, row), similarity], length
@@ -181,6 +186,27 @@ def _cosines(writer: GraphWriter, reader: StageReader, dense: list[tuple[str, in
         return writer.node("Div", products, _norm(writer, dense[0][0]))
     scale = float(1 / np.sqrt(len(dense)))
     return products if len(dense) == 1 else writer.node("Mul", products, writer.constant(scale))
+
+
+def _row(writer: GraphWriter, dense: list[tuple[str, int]]) -> str:
+    """All dense blocks side by side, (1, d)."""
+    values = [value for value, _ in dense]
+    return values[0] if len(values) == 1 else writer.node("Concat", *values, axis=1)
+
+
+def _near(
+    writer: GraphWriter, reader: StageReader, dense: list[tuple[str, int]], neighbours: Neighbours, predicted: str
+) -> list[str]:
+    """What `Neighbours.columns` gives, (1,) each."""
+    products = writer.node("MatMul", _row(writer, dense), writer.constant(neighbours.vectors.T))
+    cosines = writer.node("Squeeze", _cosines(writer, reader, dense, products), writer.constant([0]))
+    asked = min(ASKED, len(neighbours.labels))
+    found, places = writer.nodes("TopK", [cosines, writer.constant([asked])], 2, axis=0)
+    said = writer.node("Gather", writer.constant(neighbours.labels), places)
+    alike = writer.node("Cast", writer.node("Equal", said, predicted), to=FLOAT)
+    largest = writer.node("Slice", found, writer.constant([0]), writer.constant([1]))
+    means = [writer.node("ReduceMean", value, axes=[0], keepdims=1) for value in (alike, found)]
+    return [*means, largest]
 
 
 def _mlp_row(writer: GraphWriter, surrogate: MlpModel, row: str) -> str:
@@ -243,10 +269,8 @@ def _norm(writer: GraphWriter, vector: str) -> str:
     return writer.node("Max", writer.node("ReduceL2", vector, axes=[1], keepdims=1), writer.constant(_FLOOR))
 
 
-def _accept_features(
-    writer: GraphWriter, views: str, shape: tuple[int, int], length: str, acceptor: Acceptor
-) -> tuple[str, str]:
-    """The predicted label, (1,), and the accept features, (1, F), node by node as `acceptor.describe` has them."""
+def _views_table(writer: GraphWriter, views: str, shape: tuple[int, int]) -> tuple[str, str]:
+    """The predicted label, (1,), and the columns of all views one after the other, as `acceptor.describe` has them."""
     n_rows, wide = shape
     n_views = n_rows if n_rows == 2 else n_rows + 1
     highest_rows = writer.node("ArgMax", views, axis=1, keepdims=0)
@@ -265,9 +289,7 @@ def _accept_features(
     expected = writer.total(writer.node("Mul", probabilities, views), axis=1, keepdims=1)
     entropy = writer.node("Sub", energy, expected)
     table = writer.node("Concat", odds, own, gap, writer.node("Sign", gap), energy, highest, entropy, axis=1)
-    past = writer.node("Gather", writer.constant(acceptor.reliability), predicted)
-    flat = writer.node("Concat", writer.node("Reshape", table, writer.constant([-1])), length, past, axis=0)
-    return predicted, writer.node("Unsqueeze", flat, writer.constant([0]))
+    return predicted, writer.node("Reshape", table, writer.constant([-1]))
 
 
 def _log_odds(writer: GraphWriter, probability: str) -> str:
@@ -284,7 +306,9 @@ def _judgement(writer: GraphWriter, features: str, fitted: Fitted) -> tuple[str,
     weights[:, 0] = acceptor.weights
     weights[energy_column(width), 1] = CAUTION / acceptor.energy_std
     weights[energy_column(width), 2] = 1 / guard.energy_std
-    weights[similarity_column(n_features), 2] = SIMILARITY_SHARE / guard.similarity_std
+    surrogate = fitted.surrogate
+    extra = COLUMNS if isinstance(surrogate, SoftmaxModel) and surrogate.neighbours is not None else 0
+    weights[similarity_column(n_features, extra), 2] = SIMILARITY_SHARE / guard.similarity_std
     bias = np.array(
         [
             acceptor.bias,

@@ -110,6 +110,7 @@ def prepare(
         guard_budget=config.guard_budget,
         seed=config.seed,
         jobs=config.jobs or len(os.sched_getaffinity(0)),
+        neighbours=config.neighbours,
     )
     return replace(
         nothing, truth=truth, groups=groups, near=near, readable=reading.readable, reading=reading, task=task

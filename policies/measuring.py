@@ -107,7 +107,7 @@ def early_threshold(threshold: float) -> float:
 @dataclass(frozen=True)
 class Task:
     """What is to be learned: `truth` (n,) label indices, -1 for rows that are scored but not learned from; `groups`
-    (n,) numbers equal inputs; `order` (n,) rows by age, oldest first."""
+    (n,) numbers equal inputs; `order` (n,) rows by age, oldest first; `neighbours`: whether the acceptor asks them."""
 
     stages: tuple[StageInput, ...]
     truth: Labels
@@ -119,6 +119,7 @@ class Task:
     guard_budget: float
     seed: int
     jobs: int
+    neighbours: bool = False
 
 
 def measure(task: Task, name: str, near: Groups, on_fit: Callable[[int], None], held: int | None = None) -> Measurement:
@@ -193,10 +194,8 @@ def score(model: Surrogate, features: Features, rows: NDArray[np.int64]) -> Tabl
 def _fit_folds(
     task: Task, stage: StageInput, folds: Folds, held: int, on_fit: Callable[[int], None]
 ) -> tuple[list[Surrogate], list[Table]]:
-    calls = [
-        joblib.delayed(_fit_fold)(task.candidate, stage.features, task.truth, task.n_labels, folds, fold, task.seed)
-        for fold in range(held)
-    ]
+    how = task.candidate, task.n_labels, task.seed, task.neighbours
+    calls = [joblib.delayed(_fit_fold)(stage.features, task.truth, folds, fold, how) for fold in range(held)]
     models, tables = [], []
     if int((folds >= 0).sum()) < _PARALLEL_FROM or task.jobs == 1:
         found = (call[0](*call[1]) for call in calls)
@@ -211,10 +210,11 @@ def _fit_folds(
 
 
 def _fit_fold(
-    candidate: str, features: Features, truth: Labels, n_labels: int, folds: Folds, fold: int, seed: int
+    features: Features, truth: Labels, folds: Folds, fold: int, how: tuple[str, int, int, bool]
 ) -> tuple[Surrogate, Table]:
+    candidate, n_labels, seed, neighbours = how
     learn = np.flatnonzero((folds != fold) & (folds >= 0) & (truth >= 0))
-    model = fit_candidate(candidate, features.take(learn), truth[learn], n_labels, seed + fold)
+    model = fit_candidate(candidate, features.take(learn), truth[learn], n_labels, seed + fold, neighbours)
     return model, score(model, features, np.flatnonzero(folds == fold))
 
 
@@ -228,4 +228,4 @@ def _stack(tables: Sequence[Table]) -> Table:
     if len(tables) == 1:
         return tables[0]
     columns = np.concatenate([table.columns for table in tables])
-    return Table(columns, np.concatenate([table.predicted for table in tables]), tables[0].width)
+    return replace(tables[0], columns=columns, predicted=np.concatenate([table.predicted for table in tables]))

@@ -65,7 +65,9 @@ def export_stages(learned: Learned, judged: Judged, config: FitConfig) -> list[t
 
 def _refit(task: Task, stage: StageInput) -> Surrogate:
     rows = np.flatnonzero(task.truth >= 0)
-    return fit_candidate(task.candidate, stage.features.take(rows), task.truth[rows], task.n_labels, task.seed)
+    return fit_candidate(
+        task.candidate, stage.features.take(rows), task.truth[rows], task.n_labels, task.seed, task.neighbours
+    )
 
 
 def _gaps(scores: Scores, surrogate: Surrogate, features: Features) -> NDArray[np.float32]:

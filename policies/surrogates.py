@@ -4,7 +4,7 @@ logits = lexical @ lexical_weights + dense @ dense_weights + bias. Training both
 and averaging them; the parts of the sum stay apart in the scores, because their disagreement tells the acceptor a lot.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from policies.blocks import Features, Floats
+from policies.neighbours import Neighbours
 
 Labels = NDArray[np.int64]
 
@@ -23,12 +24,16 @@ _FLOOR = 1e-9
 
 @dataclass(frozen=True)
 class SoftmaxModel:
-    """`lexical` (size, K) or None, `dense` (d, K), `bias` (K,), `centroids` (K, d) unit rows; all float32."""
+    """`lexical` (size, K) or None, `dense` (d, K), `bias` (K,), `centroids` (K, d) unit rows; all float32.
+
+    `neighbours`, where there are any, tell the acceptor more about an input; they do not change what is predicted.
+    """
 
     lexical: Floats | None
     dense: Floats
     bias: Floats
     centroids: Floats
+    neighbours: Neighbours | None = None
 
     def scores(self, features: Features) -> "Scores":
         """Logits of each part and cosine to each label's centroid, for every row."""
@@ -38,16 +43,23 @@ class SoftmaxModel:
         for block in blocks_of(features.widths):
             parts.append(features.dense[:, block] @ self.dense[block])
         parts[-1] = parts[-1] + self.bias
-        return Scores(tuple(parts), cosines(features.dense, self.centroids), features.lengths)
+        scores = Scores(tuple(parts), cosines(features.dense, self.centroids), features.lengths)
+        if self.neighbours is None:
+            return scores
+        return replace(scores, near=self.neighbours.columns(features.dense, scores.logits.argmax(axis=1)))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """`parts`: (n, K) arrays, one a block, that add up to the logits; `similarity` (n, K); `lengths` (n,)."""
+    """`parts`: (n, K) arrays, one a block, that add up to the logits; `similarity` (n, K); `lengths` (n,).
+
+    `near` (n, 3), where neighbours were asked, is what they say (see `Neighbours.columns`).
+    """
 
     parts: tuple[Floats, ...]
     similarity: Floats
     lengths: Floats
+    near: Floats | None = None
 
     @property
     def logits(self) -> Floats:
@@ -113,7 +125,9 @@ def average(models: list[SoftmaxModel]) -> SoftmaxModel:
         lexical = np.mean([m.lexical for m in models if m.lexical is not None], axis=0)
     dense = np.mean([m.dense for m in models], axis=0)
     bias = np.mean([m.bias for m in models], axis=0)
-    return SoftmaxModel(lexical, dense, bias, _unit_rows(np.mean([m.centroids for m in models], axis=0)))
+    centroids = _unit_rows(np.mean([m.centroids for m in models], axis=0))
+    # One fold's neighbours: those of all folds together would lie nearer than those that any row was judged with.
+    return SoftmaxModel(lexical, dense, bias, centroids, models[0].neighbours)
 
 
 def softmax(logits: Floats) -> Floats:
