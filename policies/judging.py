@@ -154,7 +154,7 @@ def _verdict(learned: Learned, config: FitConfig, found: _Evidence, target: floa
         return _Verdict(thresholds, "the surrogate does not beat always answering the most frequent label")
     if not thresholds.certified:
         more = "no number of traces like these would do" if needed is None else f"about {needed} more traces might do"
-        overall = float(np.average(found.agreement(-np.inf), weights=found.weights))
+        overall = float(np.average(found.agreement(np.inf), weights=found.weights))
         reason = f"no threshold proves {target:g} (the surrogate agrees on {overall:.3f} of all traces): {more}"
         return _Verdict(thresholds, reason, needed)
     if choice.coverage < config.min_deploy_coverage:
@@ -181,7 +181,7 @@ def _measured(
     row: dict[str, Any] = {
         "name": found.measurement.name,
         "n": len(found.truth),
-        "agreement": float(np.average(found.agreement(-np.inf), weights=found.weights)) if len(found.truth) else None,
+        "agreement": float(np.average(found.agreement(np.inf), weights=found.weights)) if len(found.truth) else None,
         "certified": verdict.reason is None,
         "coverage": own.coverage if verdict.reason is None else 0.0,
         "teacher_agreement": own.agreement if verdict.reason is None else None,
@@ -252,7 +252,7 @@ def _certificate(
     statement = _STATEMENT.format(confidence=config.confidence, target=config.target_teacher_agreement)
     measurement = None if evidence is None else evidence.measurement
     rows = np.flatnonzero(learned.judged) if measurement is None else measurement.rows[learned.judged[measurement.rows]]
-    alike = None if evidence is None else effective_sample(learned.near[rows], evidence.agreement(-np.inf))
+    alike = None if evidence is None else effective_sample(learned.near[rows], evidence.agreement(np.inf))
     return Certificate(
         refused=refused,
         reason=verdict.reason,
@@ -303,7 +303,7 @@ def _report(
         for i, label in enumerate(learned.labels)
     ]
     return {
-        "out_of_fold_agreement": float(np.average(ruling.agreement(-np.inf), weights=ruling.weights)),
+        "out_of_fold_agreement": float(np.average(ruling.agreement(np.inf), weights=ruling.weights)),
         "outside_guard": float((~np.isfinite(ruling.decided.scores)).mean()),
         "labels": rows,
         "candidates": trials,

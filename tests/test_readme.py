@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.scripted_teacher import ScriptedTeacher
-from tests.traces_maker import make_traces
+from tests.traces_maker import make_traces, write
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -152,7 +152,9 @@ def test_the_quickstart_ends_with_a_handled_call(workspace: Workspace) -> None:
     program = _block("python", "base_url=")
     assert workspace.python(program).split() == ["card_lost", "teacher"]
     _send_history(workspace)
-    assert "certified" in workspace.shell(_block("sh", "tracer fit"))
+    assert "certified" in workspace.shell(
+        _block("sh", "tracer traces export --project support --out traces.jsonl\ntracer fit")
+    )
     workspace.wait_until("/health", '"live"')
     assert workspace.python(program).split() == ["card_lost", "surrogate"]
     assert "Frontier" in workspace.shell(_block("sh", "tracer update"))
@@ -171,6 +173,18 @@ def test_the_sidecar_answers_curl_and_javascript(workspace: Workspace) -> None:
     program.write_text(workspace.localised(_block("js", "fetch(")))
     done = subprocess.run([node, program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "card_lost"
+
+
+def test_scan_fit_report_and_evaluate_run_on_the_exported_traces(workspace: Workspace) -> None:
+    """The day-one read, a stricter fit, its plot, and calls it has not seen."""
+    if not (workspace.folder / "traces.jsonl").is_file():
+        pytest.skip("needs the traces that the quickstart exports")
+    assert "saved a month" in workspace.shell(_block("sh", "tracer scan"))
+    write(workspace.folder / "fresh.jsonl", make_traces(200, seed=3, blur=0.0))
+    printed = workspace.shell(_block("sh", "--assume strictest"))
+    assert "certified" in printed
+    assert "200 calls: coverage" in printed
+    assert "<svg" in (workspace.folder / "frontier.html").read_text(encoding="utf-8")
 
 
 def test_the_python_example_runs(workspace: Workspace) -> None:
@@ -215,7 +229,14 @@ def test_the_container_builds_and_serves(workspace: Workspace) -> None:
 def test_every_block_is_covered() -> None:
     """A new block in the README needs a test above."""
     holding = ["make demo", "activate", "# tracer.yaml", "tracer serve --config", "base_url=", "tracer fit"]
-    holding += ["tracer update", "tracer serve policies/support", "curl", "docker build", "scrape_configs"]
+    holding += [
+        "tracer update",
+        "tracer scan",
+        "tracer serve policies/support",
+        "curl",
+        "docker build",
+        "scrape_configs",
+    ]
     holding += ["import tracer", "fetch(", "check-config"]
     for block in _blocks():
         if block.language != "text":
