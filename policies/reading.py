@@ -130,13 +130,17 @@ def read_texts(traces: list[Trace], spec: FeatureSpec, cascade: bool, on_encoded
 
 
 def open_encoder(spec: EncoderSpec) -> Encoder:
-    """The encoder a spec names. The endpoint's key, if it needs one, is in TRACER_EMBEDDINGS_API_KEY."""
+    """The encoder a spec names. The endpoint's key, if it needs one, is in TRACER_EMBEDDINGS_API_KEY.
+
+    Raises FitError where there is none at that place.
+    """
     if spec.kind == "transformer":
         return TransformerEncoder.from_folder(Path(spec.where))
     url, _, model = spec.where.partition("#")
-    if not url.startswith(("http://", "https://")) or not model:
+    if not url.startswith(("http://", "https://")):
         raise FitError(f"endpoint:{spec.where}: write endpoint:https://HOST/v1/embeddings#MODEL")
-    return EndpointEncoder(url, model, os.environ.get(ENDPOINT_KEY))
+    # Servers of one model take any name; the others say that they know no such model.
+    return EndpointEncoder(url, model or "default", os.environ.get(ENDPOINT_KEY))
 
 
 def _encode(encoder: Encoder, texts: list[str], on_encoded: Callable[[float], None]) -> Floats:

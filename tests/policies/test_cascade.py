@@ -137,14 +137,14 @@ def test_a_folder_that_is_no_encoder_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_an_endpoint_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
-    """The fit says which URL it could not reach; a spec without a model says how to write it."""
+    """The fit says which URL it could not reach; one without a scheme how to write it."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     with pytest.raises(FitError, match=str(port)):
         fit_policy(make_traces(60), tmp_path, FitConfig(features=f"static,endpoint:http://127.0.0.1:{port}/v1#m"))
     with pytest.raises(FitError, match="endpoint:https://HOST"):
-        fit_policy(make_traces(60), tmp_path, FitConfig(features="static,endpoint:http://127.0.0.1/v1"))
+        fit_policy(make_traces(60), tmp_path, FitConfig(features="static,endpoint:127.0.0.1/v1"))
 
 
 def test_a_vector_of_the_wrong_size_never_reaches_the_graph(cascade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
