@@ -55,6 +55,7 @@ async def _running(services: Services) -> AsyncIterator[None]:
         for upstream in services.upstreams.values():
             await upstream.start()
             stack.push_async_callback(upstream.stop)
+        stack.callback(services.decider.close)
         await services.traces.start()
         stack.push_async_callback(services.traces.stop)
         await services.registry.start()

@@ -1,7 +1,10 @@
 """(project, input) -> Decision: who answers this call, and why."""
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from time import perf_counter
@@ -11,13 +14,15 @@ from numpy.typing import NDArray
 
 from gateway.metrics import Metrics
 from gateway.registry import Serving
-from policies.policy import Policy
 from policies.types import LocalDecision, Reason
 
 logger = logging.getLogger(__name__)
 
 # Inputs that may be with the encoder at a time; the teacher takes what comes on top.
 _MOST_ENCODING = 16
+_ENCODING_THREADS = 4
+# Later than this the teacher itself would be as quick.
+_LONGEST_SECONDS = 1.0
 # Reasons that come after scoring: only then does a score mean anything.
 _SCORED = frozenset({None, Reason.UNCERTAIN, Reason.NOVEL})
 
@@ -54,10 +59,15 @@ class Decider:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        # Threads of their own: an encoder that hangs must not hold up what else leaves the event loop.
+        self._threads = ThreadPoolExecutor(_ENCODING_THREADS, "encoder")
         self._encoding = 0
 
     async def decide(self, serving: Serving, text: str) -> Decision:
-        """Decide on one text. Never raises: a fault in scoring is a reason to defer, logged and counted."""
+        """Decide on one text. Never raises: a fault in scoring is a reason to defer, logged and counted.
+
+        What the encoder cannot take, or has not answered within a second, is deferred as busy.
+        """
         started = perf_counter()
         try:
             policy = serving.policy
@@ -65,9 +75,9 @@ class Decider:
                 return self.decide_here(serving, text)
             local = policy.decide_quickly(text)
             if local is None:
-                if self._encoding >= _MOST_ENCODING:
+                local = await self._decide_slowly(lambda: policy.decide(text))
+                if local is None:
                     return deferred(serving, Reason.BUSY)
-                local = await self._decide_slowly(policy, text)
         except Exception as error:  # noqa: BLE001 - the border of local scoring: any fault ends in a forward
             return self._failed(serving, error)
         self._metrics.decision_seconds.observe(perf_counter() - started)
@@ -86,18 +96,36 @@ class Decider:
         self._metrics.decision_seconds.observe(perf_counter() - started)
         return of_local(local, serving)
 
-    async def _decide_slowly(self, policy: Policy, text: str) -> LocalDecision:
+    def close(self) -> None:
+        """Let the threads end; what waits in them is dropped."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _decide_slowly(self, decide: Callable[[], LocalDecision]) -> LocalDecision | None:
+        """What `decide` says; None where it would wait too long. A call given up keeps its place until it is over."""
+        if self._encoding >= _MOST_ENCODING:
+            return None
         self._encoding += 1
+        loop = asyncio.get_running_loop()
+        running = self._threads.submit(decide)
+        running.add_done_callback(lambda _: _call_soon(loop, self._free_place))
         try:
-            return await asyncio.to_thread(policy.decide, text)
-        finally:
-            self._encoding -= 1
+            return await asyncio.wait_for(asyncio.wrap_future(running), _LONGEST_SECONDS)
+        except TimeoutError:
+            return None
+
+    def _free_place(self) -> None:
+        self._encoding -= 1
 
     def _failed(self, serving: Serving, error: Exception) -> Decision:
         self._metrics.internal_errors.labels("decide").inc()
         # One line, and no message: a fault may come with every call and may quote its text.
         logger.error("local scoring failed (%s); the call is deferred", type(error).__name__)
         return deferred(serving, Reason.ERROR)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody counts places any more
+        loop.call_soon_threadsafe(call)
 
 
 def deferred(serving: Serving, reason: Reason) -> Decision:

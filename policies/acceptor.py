@@ -146,6 +146,9 @@ def fit_acceptor(
     table: Table, agreement: Agreement, groups: NDArray[np.int64], n_labels: int, seed: int
 ) -> tuple[Acceptor, NDArray[np.float64]]:
     """The acceptor of all rows, and each row's cross-fitted accept score, (n,). `groups` (n,) numbers the inputs."""
+    if len(np.unique(groups)) < FOLDS:
+        # All one thing: rows are all there is to tell apart.
+        groups = np.arange(len(groups))
     folds = balanced_folds(groups, seed + 1)
     inner = balanced_folds(groups, seed + 2)
     # One kind for all: a threshold chosen on the scores of one kind means nothing on those of the other.
@@ -193,6 +196,8 @@ def _regression(
         held = inner == fold
         own[held] = _reliability(table.predicted[~held], agreement[~held], n_labels)[table.predicted[held]]
     rows = np.linspace(0, len(table) - 1, min(len(table), _MOST_ROWS)).astype(np.int64)
+    if _fewest_of_a_kind(agreement[rows]) < _FEWEST_OF_A_KIND:
+        rows = np.arange(len(table))
     features = np.column_stack([table.columns[rows], own[rows]]).astype(np.float64)
     scaler = StandardScaler().fit(features)
     model = LogisticRegression(max_iter=500)

@@ -28,7 +28,6 @@ _VERSIONS = "versions"
 _ENCODERS = "encoders"
 # Old versions stay for a rollback, and for a reader that is half way through one when the next is written.
 _KEPT_VERSIONS = 5
-_KEPT_ENCODERS = 2
 
 
 @dataclass(frozen=True)
@@ -216,8 +215,8 @@ def write_version(
         complete = Manifest(**{**_shallow(manifest), "files": written})
         _write_manifest(root, complete)
         _drop_old(root / _VERSIONS, _KEPT_VERSIONS)
-        # The version just written has touched its encoder; a reader of the one before may still be at work.
-        _drop_old(root / _ENCODERS, _KEPT_ENCODERS)
+        # At most one a version; the one just written has touched its own.
+        _drop_old(root / _ENCODERS, _KEPT_VERSIONS)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot write the policy: {error.strerror or error}") from error
     return complete
@@ -228,9 +227,10 @@ def _write_encoder(root: Path, files: Mapping[str, bytes]) -> dict[str, File]:
     for name in sorted(files):
         digest.update(hashlib.sha256(files[name]).digest())
     folder = f"{_ENCODERS}/{digest.hexdigest()[:16]}"
-    if (root / folder).is_dir():
+    if all(_same(root / folder / name, content) for name, content in files.items()):
         os.utime(root / folder)
     else:
+        shutil.rmtree(root / folder, ignore_errors=True)
         (root / _ENCODERS).mkdir(exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".new-", dir=root / _ENCODERS))
         staging.chmod(0o755)
@@ -240,6 +240,13 @@ def _write_encoder(root: Path, files: Mapping[str, bytes]) -> dict[str, File]:
         staging.rename(root / folder)
         _flush_folder(root / _ENCODERS)
     return {f"encoder/{name}": _entry(f"{folder}/{name}", content) for name, content in files.items()}
+
+
+def _same(place: Path, content: bytes) -> bool:
+    try:
+        return place.read_bytes() == content
+    except OSError:
+        return False
 
 
 def _entry(relative: str, content: bytes) -> File:

@@ -40,11 +40,13 @@ _BISECTIONS = 40
 class Bets:
     """How boldly to bet: stakes are best where a sample's error rate is near `error_rate` and p near `level`.
 
-    Fixed before labels are looked at. Any values are valid; far-off ones only cost power.
+    Fixed before labels are looked at. Any values are valid; far-off ones only cost power. `design_effect` >= 1 divides
+    the growth of wealth: so many rows that agree or disagree together say as much as one.
     """
 
     error_rate: float
     level: float
+    design_effect: float = 1.0
 
     def stakes(self, weights: Weights) -> Weights:
         """The stake for each row (m,), from the weights of the rows before it and one imagined row of weight 1."""
@@ -92,10 +94,9 @@ class Bets:
         lost = np.log1p(typical * self.error_rate) - np.log1p(-typical * (1 - self.error_rate))
         return float(np.log1p(exposed * self.error_rate).sum() - allowed * lost) >= log(1 / level)
 
-    @staticmethod
-    def _bet(exposed: Weights, wrong: Flags, error_rate: float) -> float:
+    def _bet(self, exposed: Weights, wrong: Flags, error_rate: float) -> float:
         growth = np.log1p(exposed * (error_rate - wrong))
-        return float(np.exp(-max(0.0, float(np.cumsum(growth).max()))))
+        return float(np.exp(-max(0.0, float(np.cumsum(growth).max())) / self.design_effect))
 
 
 @dataclass(frozen=True)

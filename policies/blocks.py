@@ -19,7 +19,8 @@ Floats = NDArray[np.float32]
 # Below this many traces a token seen once still says something; above it is mostly noise.
 _MIN_DF_FROM = 2_000
 # An occurrence of a feature that was not kept adds this share of the largest squared idf to a text's norm: words never
-# seen before make the surrogate less sure. Only where rare features are dropped, so that out-of-fold rows show it too.
+# seen before make the surrogate less sure. Where features seen once are kept, an out-of-fold row's own ones stand for
+# words that no trace has: they add all of theirs, and live texts' new words must add as much.
 _UNSEEN_SHARE = 0.5
 _NORM_FLOOR = 1e-9
 _ROWS_AT_ONCE = 4_096
@@ -90,7 +91,8 @@ def fit_vocabulary(tokens: Tokens, vocabulary_size: int) -> Vocabulary:
     rows = np.full(size, len(kept), np.int32)
     rows[kept] = np.arange(len(kept))
     idf = np.log((1 + n) / (1 + counts[kept])) + 1
-    unseen = _UNSEEN_SHARE * (np.log(1 + n) + 1) ** 2 if rare_dropped else 0.0
+    once = np.log((1 + n) / 2) + 1
+    unseen = _UNSEEN_SHARE * (np.log(1 + n) + 1) ** 2 if rare_dropped else once**2
     return Vocabulary(rows, idf.astype(np.float32), float(unseen))
 
 
@@ -104,8 +106,10 @@ def text_features(tokens: Tokens, table: StaticTable, vocabulary: Vocabulary | N
 
 def fit_scaling(embeddings: Floats) -> Scaling:
     """Scaling of the user's embeddings, shape (n, d)."""
-    spread = np.maximum(embeddings.std(axis=0), 1e-6)
-    scale = 1.0 / (spread * np.sqrt(embeddings.shape[1]))
+    spread = embeddings.std(axis=0)
+    # A dimension that never varies says nothing; scaled up, a later change of it would drown all others.
+    varies = spread > 1e-6 * max(float(spread.max()), 1e-30)
+    scale = np.where(varies, 1.0 / (np.where(varies, spread, 1.0) * np.sqrt(embeddings.shape[1])), 0.0)
     return Scaling(embeddings.mean(axis=0).astype(np.float32), scale.astype(np.float32))
 
 

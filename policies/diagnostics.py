@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta, binom
 
 from policies.betting import Bets, WeightedSample
-from policies.gate import AcceptScores, Agreement, Groups, Labels, Weights, all_equal, of_rows
+from policies.gate import AcceptScores, Agreement, Groups, Labels, Weights, all_equal, design_effect, of_rows
 
 _FEWEST_REPEATED = 20
 # Bounds without a target bet as if this were the error rate.
@@ -100,19 +100,8 @@ def teacher_ceiling(groups: Groups, labels: Labels, weights: Weights | None = No
 
 
 def effective_sample(groups: Groups, agreement: Agreement) -> float:
-    """How many independent rows would say as much about the agreement: n over the design effect, at most n.
-
-    Rows of one group (n,) may agree or disagree together. The design effect is the variance of the mean where whole
-    groups are drawn, over that where rows are: sum_g (sum_i r_i)^2 / sum_i r_i^2 with r the residuals (the
-    cluster-robust variance; Kish, "Survey Sampling", 1965, chapter 5).
-    """
-    n = len(groups)
-    if n == 0 or agreement.all() or not agreement.any():
-        return float(n)
-    residuals = agreement - agreement.mean()
-    _, member = np.unique(groups, return_inverse=True)
-    together = float((np.bincount(member, residuals) ** 2).sum())
-    return float(min(n, n * float((residuals**2).sum()) / together)) if together > 0 else float(n)
+    """How many independent rows would say as much about the agreement of n rows that come in `groups` (n,)."""
+    return len(groups) / design_effect(np.unique(groups, return_inverse=True)[1], agreement)
 
 
 def label_bounds(

@@ -32,7 +32,7 @@ from policies.forest import FLOOR, ForestModel
 from policies.graph import FLOAT, INT64, ML_DOMAIN, GraphWriter
 from policies.guard import SIMILARITY_SHARE, Guard
 from policies.mlp import MlpModel
-from policies.neighbours import ASKED, COLUMNS, Neighbours
+from policies.neighbours import ASKED, COLUMNS, TIE, Neighbours
 from policies.reading import StageReader
 from policies.session import open_session, run_session
 from policies.surrogates import SoftmaxModel, blocks_of
@@ -201,12 +201,15 @@ def _near(
     products = writer.node("MatMul", _row(writer, dense), writer.constant(neighbours.vectors.T))
     cosines = writer.node("Squeeze", _cosines(writer, reader, dense, products), writer.constant([0]))
     asked = min(ASKED, len(neighbours.labels))
-    found, places = writer.nodes("TopK", [cosines, writer.constant([asked])], 2, axis=0)
-    said = writer.node("Gather", writer.constant(neighbours.labels), places)
-    alike = writer.node("Cast", writer.node("Equal", said, predicted), to=FLOAT)
+    found, _ = writer.nodes("TopK", [cosines, writer.constant([asked])], 2, axis=0)
+    tenth = writer.node("Slice", found, writer.constant([asked - 1]), writer.constant([asked]))
     largest = writer.node("Slice", found, writer.constant([0]), writer.constant([1]))
-    means = [writer.node("ReduceMean", value, axes=[0], keepdims=1) for value in (alike, found)]
-    return [*means, largest]
+    is_near = writer.node("GreaterOrEqual", cosines, writer.node("Sub", tenth, writer.constant(TIE)))
+    near = writer.node("Cast", is_near, to=FLOAT)
+    said = writer.node("Cast", writer.node("Equal", writer.constant(neighbours.labels), predicted), to=FLOAT)
+    number = writer.total(near, keepdims=1)
+    sums = [writer.total(writer.node("Mul", near, value), keepdims=1) for value in (said, cosines)]
+    return [*(writer.node("Div", total, number) for total in sums), largest]
 
 
 def _mlp_row(writer: GraphWriter, surrogate: MlpModel, row: str) -> str:
@@ -302,10 +305,11 @@ def _judgement(writer: GraphWriter, features: str, fitted: Fitted) -> tuple[str,
     """The accept score and the guard's value, (1, 1) each: one product gives all that is linear in the features."""
     acceptor, guard = fitted.acceptor, fitted.guard
     n_features, width = len(acceptor.weights), view_width(len(acceptor.reliability))
-    weights = np.zeros((n_features, 3))
+    weights = np.zeros((n_features, 4))
     weights[:, 0] = acceptor.weights
     weights[energy_column(width), 1] = CAUTION / acceptor.energy_std
     weights[energy_column(width), 2] = 1 / guard.energy_std
+    weights[energy_column(width), 3] = -1 / guard.energy_std
     surrogate = fitted.surrogate
     extra = COLUMNS if isinstance(surrogate, SoftmaxModel) and surrogate.neighbours is not None else 0
     weights[similarity_column(n_features, extra), 2] = SIMILARITY_SHARE / guard.similarity_std
@@ -314,11 +318,12 @@ def _judgement(writer: GraphWriter, features: str, fitted: Fitted) -> tuple[str,
             acceptor.bias,
             CAUTION * (CAUTION_FROM - acceptor.energy_mean / acceptor.energy_std),
             -guard.energy_mean / guard.energy_std - SIMILARITY_SHARE * guard.similarity_mean / guard.similarity_std,
+            guard.threshold + guard.highest + guard.energy_mean / guard.energy_std,
         ]
     )
     linear = writer.node(
         "Gemm", features, writer.constant(weights.astype(np.float32)), writer.constant(bias.astype(np.float32))
     )
-    plain, caution, value = writer.nodes("Split", [linear, writer.constant([1, 1, 1])], 3, axis=1)
+    plain, caution, low, high = writer.nodes("Split", [linear, writer.constant([1, 1, 1, 1])], 4, axis=1)
     lowered = writer.node("Add", plain, writer.node("Min", caution, writer.constant(0.0)))
-    return writer.node("Sigmoid", lowered), value
+    return writer.node("Sigmoid", lowered), writer.node("Min", low, high)

@@ -13,6 +13,8 @@ Groups = NDArray[np.int64]
 FOLDS = 5
 # Cosine of two mean word vectors above which two texts count as the same thing said twice.
 NEAR = 0.85
+# Above this they are said in nearly the same words, and are right or wrong together.
+SAME = 0.95
 _CUTOFFS = (0.90, 0.95, 0.99)
 _MOST_OF_ALL = 0.05
 # Up to this many inputs every pair is compared; above it, those that share a coarse cell.
@@ -50,26 +52,28 @@ def balanced_folds(groups: Groups, seed: int, folds: int = FOLDS) -> NDArray[np.
     return fold_of[member]
 
 
-def near_duplicates(vectors: Floats, groups: Groups) -> Groups:
-    """Groups of inputs that are near-duplicates, directly or through others (single linkage at cosine `NEAR`).
+def near_duplicates(vectors: Floats, groups: Groups) -> tuple[Groups, Groups]:
+    """Groups of near-duplicates, and of inputs in nearly the same words: (n,) each.
 
-    `vectors` (n, d) are unit rows, `groups` (n,) numbers equal inputs. A chain that comes to hold more than a twentieth
-    of the inputs is no longer one thing said many times: it is cut at higher cosines. Above some 25,000 different
-    inputs only those are compared that share one of the two nearest of about n / 500 k-means cells: a pair on either
-    side of a border may be missed, and the work grows as n^1.5 instead of n^2.
+    Inputs are joined, directly or through others (single linkage), at cosine `NEAR` for the first and `SAME` for the
+    second. `vectors` (n, d) are unit rows, `groups` (n,) numbers equal inputs. A chain that comes to hold more than a
+    twentieth of the inputs is no longer one thing said many times: it is cut at higher cosines. Above some 25,000
+    different inputs only those are compared that share one of the two nearest of about n / 500 k-means cells: a pair on
+    either side of a border may be missed, and the work grows as n^1.5 instead of n^2.
     """
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)
     rows = np.asarray(vectors[first], np.float32)
     cells = [np.arange(len(rows))] if len(rows) <= _ALL_PAIRS else _cells(rows)
     pairs = [_pairs(rows, cell) for cell in cells]
     low, high, cosine = (np.concatenate([pair[i] for pair in pairs]) for i in range(3))
-    found = _linked(low, high, len(rows))
+    same = _linked(low[cosine > SAME], high[cosine > SAME], len(rows))
+    near = _linked(low, high, len(rows))
     for cutoff in _CUTOFFS:
-        crowded = np.bincount(found) > max(_MOST_OF_ALL * len(rows), 2)
-        kept = ~crowded[found[low]] | (cosine > cutoff)
+        crowded = np.bincount(near) > max(_MOST_OF_ALL * len(rows), 2)
+        kept = ~crowded[near[low]] | (cosine > cutoff)
         low, high, cosine = low[kept], high[kept], cosine[kept]
-        found = _linked(low, high, len(rows))
-    return found[member]
+        near = _linked(low, high, len(rows))
+    return near[member], same[member]
 
 
 def _linked(low: Groups, high: Groups, n: int) -> Groups:

@@ -13,6 +13,7 @@ weights are tested by betting instead (`policies.betting`).
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -107,6 +108,7 @@ def choose_threshold(
     groups: Groups | None = None,
     weights: Weights | None = None,
     late: Late | None = None,
+    clusters: Groups | None = None,
 ) -> Choice:
     """The loosest threshold that passes.
 
@@ -118,16 +120,18 @@ def choose_threshold(
     `weights` (n,) > 0 are inverse probabilities of having been recorded, in any unit. Equal ones change nothing. The
     largest among rows that may be accepted is taken for the largest there is, which is right where weights are set by
     design and not read off labels (see `policies.betting`). `late`: rows whose answer changes further down.
+    `clusters` (n,): rows of one agree or disagree together, so that they are tested as fewer, by the design effect of
+    what is accepted (see `design_effect`).
     """
     ranking = _Ranking.of(scores, groups)
     delta = 1 - confidence
     evidence: _Evidence
     if weights is None or all_equal(weights):
-        evidence = _Counts.of(ranking, agreement, 1 - target, late)
+        evidence = _Counts.of(ranking, agreement, 1 - target, late, clusters)
     else:
         # Betting goes row by row and cannot take an answer back: a changing one counts as right only if right twice.
         agreement = agreement if late is None else agreement & (late.agreement | np.isneginf(late.scores))
-        evidence = _weighted(ranking, agreement, weights, Bets(1 - target, delta))
+        evidence = _weighted(ranking, agreement, weights, _bets(1 - target, delta, agreement, clusters))
     accepted, level = _walk(ranking.scores, evidence, delta)
     if accepted == 0:
         return _NOTHING
@@ -149,6 +153,7 @@ def choose_thresholds(
     groups: Groups | None = None,
     weights: Weights | None = None,
     late: Late | None = None,
+    clusters: Groups | None = None,
 ) -> Thresholds:
     """A threshold for each protected label on its own, and one for all other rows.
 
@@ -158,7 +163,8 @@ def choose_thresholds(
     """
     labels = sorted(set(protected))
     if not labels:
-        return Thresholds(choose_threshold(scores, agreement, target, confidence, groups, weights, late), {})
+        pool = choose_threshold(scores, agreement, target, confidence, groups, weights, late, clusters)
+        return Thresholds(pool, {})
     each = 1 - (1 - confidence) / (len(labels) + 1)
 
     def choose(rows: Agreement) -> Choice:
@@ -172,6 +178,7 @@ def choose_thresholds(
             of_rows(groups, rows),
             of_rows(weights, rows),
             None if late is None else late.at(rows),
+            of_rows(clusters, rows),
         )
         share = choice.coverage * _share(rows, weights)
         return Choice(choice.threshold, share, choice.agreement, choice.lower, choice.n_handled)
@@ -228,7 +235,7 @@ def beats_majority(
 @dataclass(frozen=True)
 class _Ranking:
     """Different inputs in falling order of score: `scores` of those that may be accepted, `first` row of each input,
-    and the `place` (n,) of each row's input in that order."""
+    and the `place` (n,) of each row among them: it is accepted with the m best where its place is below m."""
 
     scores: AcceptScores
     first: NDArray[np.int64]
@@ -237,14 +244,13 @@ class _Ranking:
     @classmethod
     def of(cls, scores: AcceptScores, groups: Groups | None) -> "_Ranking":
         first: NDArray[np.int64] = np.arange(len(scores))
-        member = first
         if groups is not None:
-            _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+            first = np.unique(groups, return_index=True)[1]
         order = np.argsort(-scores[first], kind="stable")
-        places = np.empty(len(first), np.int64)
-        places[order] = np.arange(len(first))
         ordered = scores[first][order]
-        return cls(ordered[np.isfinite(ordered)], first[order], places[member])
+        ordered = ordered[np.isfinite(ordered)]
+        # By the row's own score: copies of an input may be read, and scored, a little differently.
+        return cls(ordered, first[order], np.searchsorted(-ordered, -scores, side="left"))
 
 
 class _Evidence(Protocol):
@@ -267,10 +273,20 @@ class _Counts:
 
     error_rate: float
     samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    place: NDArray[np.int64]
+    agreement: Agreement
+    clusters: Groups | None = None
     step: float = _STEP
 
     @classmethod
-    def of(cls, ranking: _Ranking, agreement: Agreement, error_rate: float, late: Late | None = None) -> "_Counts":
+    def of(
+        cls,
+        ranking: _Ranking,
+        agreement: Agreement,
+        error_rate: float,
+        late: Late | None = None,
+        clusters: Groups | None = None,
+    ) -> "_Counts":
         wrong = ~agreement
         n = len(ranking.first)
         errors = _running(wrong[ranking.first])
@@ -278,22 +294,59 @@ class _Counts:
             errors = errors + _later_errors(ranking, wrong, late, ranking.first)
         samples = [(np.arange(n + 1), errors)]
         if n < len(wrong):
-            rows, errors = (np.bincount(of, minlength=n) for of in (ranking.place, ranking.place[wrong]))
+            rows, errors = (np.bincount(of, minlength=n + 1)[:n] for of in (ranking.place, ranking.place[wrong]))
             errors = _running(errors)
             if late is not None:
                 errors = errors + _later_errors(ranking, wrong, late, np.arange(len(wrong)))
             samples.append((_running(rows), errors))
-        return cls(error_rate, samples)
+        member = None if clusters is None else np.unique(clusters, return_inverse=True)[1]
+        return cls(error_rate, samples, ranking.place, agreement, member)
 
     def p_values(self, sizes: NDArray[np.int64]) -> list[float]:
-        tests = [binom.cdf(wrong[sizes], rows[sizes], self.error_rate) for rows, wrong in self.samples]
+        effects = np.array([self._design_effect(m) for m in sizes.tolist()])
+        # Whole rows that say as much, rounded against the policy.
+        tests = [
+            binom.cdf(np.ceil(wrong[sizes] / effects), np.floor(rows[sizes] / effects), self.error_rate)
+            for rows, wrong in self.samples
+        ]
         return [float(p) for p in np.max(tests, axis=0)]
 
     def lower_bound(self, m: int, level: float) -> float:
-        return min(lower_bound(int(rows[m]), int(wrong[m]), 1 - level) for rows, wrong in self.samples)
+        effect = self._design_effect(m)
+        tests = [(int(rows[m] / effect), ceil(wrong[m] / effect)) for rows, wrong in self.samples]
+        return min(lower_bound(rows, wrong, 1 - level) for rows, wrong in tests)
 
     def first_testable(self, level: float, allowed: int) -> int:
         return first_testable(1 - self.error_rate, level, allowed)
+
+    def _design_effect(self, m: int) -> float:
+        if self.clusters is None:
+            return 1.0
+        accepted = self.place < m
+        if self.agreement[accepted].all():
+            # Without a disagreement nothing tells how they come: as they do among all rows.
+            accepted = np.ones(len(accepted), np.bool_)
+        return design_effect(self.clusters[accepted], self.agreement[accepted])
+
+
+def design_effect(clusters: Groups, agreement: Agreement) -> float:
+    """How many rows say as much about the mean agreement as one independent row would, at least 1.
+
+    Rows of one cluster (n,) may agree or disagree together: the variance of the mean where whole clusters are drawn,
+    over that where rows are, sum_g (sum_i r_i)^2 / sum_i r_i^2 with r the residuals (the cluster-robust variance;
+    Kish, "Survey Sampling", 1965, chapter 5).
+    """
+    if len(agreement) == 0 or agreement.all() or not agreement.any():
+        return 1.0
+    residuals = agreement - agreement.mean()
+    together = float((np.bincount(clusters, residuals) ** 2).sum())
+    return max(1.0, together / float((residuals**2).sum()))
+
+
+def _bets(error_rate: float, level: float, agreement: Agreement, clusters: Groups | None) -> Bets:
+    if clusters is None:
+        return Bets(error_rate, level)
+    return Bets(error_rate, level, design_effect(np.unique(clusters, return_inverse=True)[1], agreement))
 
 
 def _later_errors(ranking: _Ranking, wrong: Agreement, late: Late, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,25 +12,32 @@ from numpy.typing import NDArray
 
 from policies.acceptor import Table
 
-# Energy tells near from far better than cosine; together they do best. Measured, see docs/benchmarks.md.
+# Energy tells near from far better than cosine; together they do best (on CLINC150's out-of-scope calls).
 SIMILARITY_SHARE = 0.5
+# Standard deviations above the highest energy of any trace that still look like the traces.
+HEADROOM = 1.0
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Standardisation of both signals; inputs with a value below `threshold` are deferred as novel."""
+    """Standardisation of both signals; inputs with a value below `threshold` are deferred as novel.
+
+    `highest` is the energy, standardised, above which an input is novel too.
+    """
 
     energy_mean: float
     energy_std: float
     similarity_mean: float
     similarity_std: float
     threshold: float
+    highest: float
 
     def values(self, table: Table) -> NDArray[np.float64]:
         """Guard value of each row, (n,): higher is more like the traces."""
         energy = (table.energy.astype(np.float64) - self.energy_mean) / self.energy_std
         similarity = (table.similarity.astype(np.float64) - self.similarity_mean) / self.similarity_std
-        return np.asarray(energy + SIMILARITY_SHARE * similarity)
+        # An energy that no trace comes near is no better than one too low: an embedding of the wrong length, say.
+        return np.minimum(energy + SIMILARITY_SHARE * similarity, self.threshold + self.highest - energy)
 
 
 def fit_guard(table: Table, budget: float) -> Guard:
@@ -38,5 +45,6 @@ def fit_guard(table: Table, budget: float) -> Guard:
     energy, similarity = table.energy.astype(np.float64), table.similarity.astype(np.float64)
     means = float(energy.mean()), float(similarity.mean())
     stds = float(max(energy.std(), 1e-6)), float(max(similarity.std(), 1e-6))
-    guard = Guard(means[0], stds[0], means[1], stds[1], -np.inf)
-    return replace(guard, threshold=float(np.quantile(guard.values(table), budget)))
+    guard = Guard(means[0], stds[0], means[1], stds[1], 0.0, np.inf)
+    threshold = float(np.quantile(guard.values(table), budget))
+    return replace(guard, threshold=threshold, highest=float((energy.max() - means[0]) / stds[0]) + HEADROOM)

@@ -61,6 +61,13 @@ class _Evidence:
         """Whether the answer of the stage that handles the row first is the teacher's, (m,)."""
         return np.asarray(self.decided.entry_labels == self.truth)
 
+    def clusters(self, same: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Rows that agree or disagree together, (m,), where the question is what calls unlike the traces bring.
+
+        Rows drawn like the traces are independent, whatever they resemble.
+        """
+        return same[self.measurement.rows[self.kept]] if self.measurement.name == "grouped" else None
+
     @property
     def late(self) -> Late | None:
         """Rows whose answer changes when the threshold falls further, because an earlier stage then speaks first."""
@@ -97,9 +104,11 @@ def judge(learned: Learned, config: FitConfig, options: int = 1) -> Judged:
     evidence = {m.name: _evidence(learned, m) for m in learned.measurements}
     verdicts = {name: _verdict(learned, config, found, target, confidence) for name, found in evidence.items()}
     name = _ruling(config, verdicts)
-    verdict = verdicts.get(name) or _Verdict(_NOTHING, learned.problem)
+    missing = learned.problem or f"the traces are too much alike to be measured by {name!r}"
+    verdict = verdicts.get(name) or _Verdict(_NOTHING, missing)
     ruling = evidence.get(name)
-    frontier = _frontier(learned, config, ruling, confidence)
+    judges = list(evidence.values()) if config.assume == "strictest" else [found for found in [ruling] if found]
+    frontier = _frontier(learned, config, judges, confidence, missing)
     measurements = [_measured(found, verdicts[key], ruling, verdict, config) for key, found in evidence.items()]
     certificate = _certificate(learned, config, verdict, ruling, measurements)
     threshold = verdict.thresholds.pool.threshold
@@ -111,7 +120,12 @@ def judge(learned: Learned, config: FitConfig, options: int = 1) -> Judged:
 def _ruling(config: FitConfig, verdicts: dict[str, _Verdict]) -> str:
     if config.assume != "strictest" or not verdicts:
         return "iid" if config.assume == "strictest" else config.assume
-    return min(verdicts, key=lambda name: (verdicts[name].reason is None, verdicts[name].choice.coverage))
+    return min(verdicts, key=lambda name: _strictness(verdicts[name]))
+
+
+def _strictness(verdict: _Verdict) -> tuple[bool, float]:
+    """The lowest is the strictest: a refusal, then the least coverage."""
+    return verdict.reason is None, verdict.choice.coverage
 
 
 def _evidence(learned: Learned, measurement: Measurement) -> _Evidence:
@@ -146,6 +160,7 @@ def _verdict(learned: Learned, config: FitConfig, found: _Evidence, target: floa
         found.groups,
         found.weights,
         found.late,
+        found.clusters(learned.same),
     )
     handled, labels = _handled(found, thresholds)
     choice = thresholds.total
@@ -215,16 +230,19 @@ def _as_served(
     return handled, labels == found.truth
 
 
-def _frontier(learned: Learned, config: FitConfig, ruling: _Evidence | None, confidence: float) -> list[dict[str, Any]]:
-    """What each target would give. All rows hold together: each gets its part of the error probability."""
+def _frontier(
+    learned: Learned, config: FitConfig, judges: list[_Evidence], confidence: float, missing: str
+) -> list[dict[str, Any]]:
+    """What each target would give, by the measurement that rules or the strictest of several; `missing`: why none.
+
+    All rows hold together: each gets its part of the error probability.
+    """
     targets = sorted(set(config.frontier_targets))
     jointly = 1 - (1 - confidence) / max(len(targets), 1)
     rows = []
     for target in targets:
-        if ruling is None:
-            verdict = _Verdict(_NOTHING, learned.problem)
-        else:
-            verdict = _verdict(learned, config, ruling, target, jointly)
+        verdicts = [_verdict(learned, config, found, target, jointly) for found in judges]
+        verdict = min(verdicts, key=_strictness, default=_Verdict(_NOTHING, missing))
         choice, certified = verdict.choice, verdict.reason is None
         rows.append(
             {
@@ -252,7 +270,9 @@ def _certificate(
     statement = _STATEMENT.format(confidence=config.confidence, target=config.target_teacher_agreement)
     measurement = None if evidence is None else evidence.measurement
     rows = np.flatnonzero(learned.judged) if measurement is None else measurement.rows[learned.judged[measurement.rows]]
-    alike = None if evidence is None else effective_sample(learned.near[rows], evidence.agreement(np.inf))
+    alike = (
+        None if evidence is None or not len(rows) else effective_sample(learned.near[rows], evidence.agreement(np.inf))
+    )
     return Certificate(
         refused=refused,
         reason=verdict.reason,
@@ -285,7 +305,7 @@ def _report(
     learned: Learned, config: FitConfig, ruling: _Evidence | None, thresholds: Thresholds, threshold: float
 ) -> dict[str, Any]:
     trials = [{"name": t.name, "agreement": t.agreement, "seconds": round(t.seconds, 2)} for t in learned.trials]
-    if ruling is None:
+    if ruling is None or not len(ruling.truth):
         return {"out_of_fold_agreement": None, "outside_guard": None, "labels": [], "candidates": trials}
     handled, labels = _handled(ruling, thresholds)
     bounds = label_bounds(ruling.truth, labels, handled, len(learned.labels), config.confidence, ruling.weights)

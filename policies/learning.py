@@ -3,12 +3,12 @@
 Turns traces into features and measures them: every trace gets scores of a policy that did not see it.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+import joblib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,7 +44,8 @@ class Learned:
     Where there was nothing to learn, `problem` says why and there are no measurements. Row-wise arrays have shape (n,):
     `truth` (index of the teacher's label, -1 where the surrogate cannot say it), `judged` (rows that may enter the
     certificate), `weights`, `groups` (number of the input: equal inputs, but for case and white space, have the same),
-    `near` (the same for near-duplicates), `readable` (rows with features).
+    `near` and `same` (the same for near-duplicates, and for inputs in nearly the same words), `readable` (rows with
+    features).
     """
 
     problem: str | None
@@ -55,6 +56,7 @@ class Learned:
     weights: NDArray[np.float64]
     groups: NDArray[np.int64]
     near: NDArray[np.int64]
+    same: NDArray[np.int64]
     readable: NDArray[np.bool_]
     reading: Reading | None = None
     task: Task | None = None
@@ -95,10 +97,13 @@ def prepare(
     if int((truth >= 0).sum()) < _FEWEST_TRACES:
         return replace(nothing, problem="too few traces hold text that can be read")
     groups = _groups(traces, embeddings)
-    if len(np.unique(groups[reading.readable])) == 1:
+    different = len(np.unique(groups[reading.readable]))
+    if different == 1:
         return replace(nothing, problem="all inputs are the same: there is nothing to learn from", groups=groups)
+    if different < _FEWEST_TRACES:
+        return replace(nothing, problem=f"{different} different inputs are too few to learn from", groups=groups)
     progress("near-duplicates", 0.1)
-    near = near_duplicates(reading.near, groups)
+    near, same = near_duplicates(reading.near, groups)
     task = Task(
         stages=reading.stages,
         truth=truth,
@@ -109,11 +114,11 @@ def prepare(
         candidate=config.surrogates[0],
         guard_budget=config.guard_budget,
         seed=config.seed,
-        jobs=config.jobs or len(os.sched_getaffinity(0)),
+        jobs=config.jobs or joblib.cpu_count(),
         neighbours=config.neighbours,
     )
     return replace(
-        nothing, truth=truth, groups=groups, near=near, readable=reading.readable, reading=reading, task=task
+        nothing, truth=truth, groups=groups, near=near, same=same, readable=reading.readable, reading=reading, task=task
     )
 
 
@@ -135,6 +140,7 @@ def _measure_all(
         started = perf_counter()
         tried = replace(task, candidate=name)
         found = measure(tried, "iid", near, on_fit)
+        assert found is not None  # noqa: S101 - `prepare` has seen to it that there are enough inputs
         agreement = float((found.stages[-1].table.predicted == task.truth[found.rows]).mean())
         trials.append(Trial(name, agreement, perf_counter() - started))
         if best is None or agreement > best[0]:
@@ -142,7 +148,7 @@ def _measure_all(
     assert best is not None  # noqa: S101 - settings name at least one candidate
     _, task, iid = best
     others = [measure(task, name, near, on_fit) for name in MEASUREMENTS if name != "iid"]
-    return task, (iid, *others), tuple(trials)
+    return task, (iid, *(found for found in others if found is not None)), tuple(trials)
 
 
 def obstacle(n: int, labels: list[str], counts: Counter[str]) -> str | None:
@@ -188,6 +194,7 @@ def _nothing(traces: list[Trace]) -> Learned:
         weights=weights,
         groups=np.arange(n),
         near=np.arange(n),
+        same=np.arange(n),
         readable=np.zeros(n, np.bool_),
     )
 

@@ -54,15 +54,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Measurement:
-    """`rows` (m,): the traces that were scored, by models that have seen neither them nor their like."""
+    """`rows` (m,): the traces that were scored, by models that have seen neither them nor their like; `readable` (m,):
+    whether they hold anything to decide on."""
 
     name: str
     rows: NDArray[np.int64]
+    readable: NDArray[np.bool_]
     stages: tuple[Stage, ...]
 
-    def decided(self, table_of: Sequence[NDArray[np.float64]] | None = None) -> "Decided":
+    def decided(self, others: Sequence[NDArray[np.float64]] | None = None) -> "Decided":
         """What the stages say together, with their own accept scores or with others of the same rows."""
-        scores = [stage.accept_scores for stage in self.stages] if table_of is None else table_of
+        given = [stage.accept_scores for stage in self.stages] if others is None else others
+        scores = [np.where(self.readable, found, -np.inf) for found in given]
         last = self.stages[-1].table.predicted
         if len(self.stages) == 1:
             return Decided(scores[0], np.full(len(self.rows), -np.inf), last, last)
@@ -122,20 +125,25 @@ class Task:
     neighbours: bool = False
 
 
-def measure(task: Task, name: str, near: Groups, on_fit: Callable[[int], None], held: int | None = None) -> Measurement:
+def measure(
+    task: Task, name: str, near: Groups, on_fit: Callable[[int], None], held: int | None = None
+) -> Measurement | None:
     """One measurement by name; `near` (n,) numbers groups of near-duplicates. `on_fit` is called after each model.
 
-    Of the folds the first `held` are held out in turn (None: as many as so many rows need).
+    Of the folds the first `held` are held out in turn (None: as many as so many rows need). None where the traces do
+    not come in enough groups to hold some out.
     """
     if name == "newest":
         return _measure_newest(task, on_fit)
     groups = near if name == "grouped" else task.groups
+    if len(np.unique(groups[task.readable])) < FOLDS:
+        return None
     make_folds = balanced_folds if name == "grouped" else random_folds
     folds = make_folds(groups, task.seed)
     held = held or held_out(len(folds))
     scored = np.flatnonzero(folds < held)
     stages = [_cross_fit(task, stage, folds, held, groups, on_fit) for stage in task.stages]
-    return Measurement(name, scored, tuple(stages))
+    return Measurement(name, scored, task.readable[scored], tuple(stages))
 
 
 def _measure_newest(task: Task, on_fit: Callable[[int], None]) -> Measurement:
@@ -153,9 +161,8 @@ def _measure_newest(task: Task, on_fit: Callable[[int], None]) -> Measurement:
     for stage in task.stages:
         learned = _cross_fit(task, stage, folds, held, task.groups, on_fit)
         table = score(merge_models(learned.models), stage.features, newer)
-        scores = np.where(task.readable[newer], learned.scores_of(table), -np.inf)
-        stages.append(replace(learned, table=table, accept_scores=scores))
-    return Measurement("newest", newer, tuple(stages))
+        stages.append(replace(learned, table=table, accept_scores=learned.scores_of(table)))
+    return Measurement("newest", newer, task.readable[newer], tuple(stages))
 
 
 def _cross_fit(

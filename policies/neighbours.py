@@ -17,6 +17,8 @@ MOST = 10_000
 ASKED = 10
 # Columns that `Neighbours.columns` gives.
 COLUMNS = 3
+# Cosines this close are the same, whoever computes them.
+TIE = 1e-5
 _FLOOR = 1e-9
 
 
@@ -28,14 +30,19 @@ class Neighbours:
     labels: NDArray[np.int64]
 
     def columns(self, dense: Floats, predicted: NDArray[np.int64]) -> Floats:
-        """(n, 3): the share of the ten nearest that have the predicted label, their mean cosine, the largest cosine."""
+        """(n, 3): the share of the nearest that have the predicted label, their mean cosine, the largest cosine.
+
+        The nearest are the ten, and all that are as near as the tenth: copies must not stand or fall by their order.
+        """
         norms = np.maximum(np.linalg.norm(dense, axis=1, keepdims=True), _FLOOR)
         cosines = np.asarray(dense / norms @ self.vectors.T, np.float32)
         asked = min(ASKED, len(self.labels))
-        nearest = np.argpartition(-cosines, asked - 1, axis=1)[:, :asked]
-        found = np.take_along_axis(cosines, nearest, axis=1)
-        alike = self.labels[nearest] == predicted[:, None]
-        return np.column_stack([alike.mean(axis=1), found.mean(axis=1), found.max(axis=1)]).astype(np.float32)
+        tenth = -np.partition(-cosines, asked - 1, axis=1)[:, asked - 1]
+        near = (cosines >= tenth[:, None] - np.float32(TIE)).astype(np.float32)
+        alike = near * (self.labels[None] == predicted[:, None])
+        number = near.sum(axis=1)
+        means = (alike.sum(axis=1) / number, (near * cosines).sum(axis=1) / number)
+        return np.column_stack([*means, cosines.max(axis=1)]).astype(np.float32)
 
 
 def choose_neighbours(dense: Floats, labels: NDArray[np.int64], seed: int) -> Neighbours:

@@ -152,6 +152,8 @@ def _limit(threshold: float | None) -> float:
 def _read_encoder(path: str | Path, manifest: Manifest) -> Encoder | None:
     roles = [role for role in manifest.files if role.startswith("encoder/")]
     if not roles:
+        if any(entry.encoded for entry in manifest.stages):
+            raise PolicyDamaged(f"{path}: a stage needs an encoder, and the manifest names none")
         return None
     files = {role.removeprefix("encoder/"): read_file(path, manifest, role) for role in roles}
     try:

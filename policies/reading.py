@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -145,9 +146,7 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
 
 def _encode(encoder: Encoder, texts: list[str], on_encoded: Callable[[float], None]) -> Floats:
     try:
-        return encoder.encode_many(
-            texts, lambda done: on_encoded(done / len(texts)), threads=len(os.sched_getaffinity(0))
-        )
+        return encoder.encode_many(texts, lambda done: on_encoded(done / len(texts)), threads=joblib.cpu_count())
     except (ConnectionError, ValueError) as error:
         raise FitError(str(error)) from error
 

@@ -68,6 +68,8 @@ class FitConfig:
             raise FitError(f"surrogates must name each candidate once, got {','.join(self.surrogates)!r}")
         if not self.latency_budget_us > 0:
             raise FitError(f"latency_budget_us must be above 0, got {self.latency_budget_us}")
+        if self.seed < 0:
+            raise FitError(f"seed must not be negative, got {self.seed}")
         if self.jobs is not None and self.jobs < 1:
             raise FitError(f"jobs must be at least 1, got {self.jobs}")
         FeatureSpec.parse(self.features)

@@ -57,8 +57,9 @@ class PredictBatch(Predict):
         exchange.headers = batch_headers(project, serving.version)
         if type(given) is not list:
             raise InvalidRequest(f"{key!r} should be an array.", param=key)
-        slow = serving.policy is not None and serving.policy.slow
-        if slow or len(given) > _ROWS_ON_LOOP:
+        if key == "inputs" and serving.policy is not None and serving.policy.slow:
+            decisions = await self._decide_slowly(serving, [_text(item, key) for item in given])
+        elif len(given) > _ROWS_ON_LOOP:
             decisions = await asyncio.to_thread(self._decide_all, serving, key, given)
         else:
             decisions = self._decide_all(serving, key, given)
@@ -77,6 +78,14 @@ class PredictBatch(Predict):
         values: list[Value]
         values = [_text(item, key) for item in given] if key == "inputs" else list(_rows(given, key, serving))
         return [self._decide_here(serving, value) for value in values]
+
+    async def _decide_slowly(self, serving: Serving, texts: list[str]) -> list[Decision]:
+        decisions = []
+        for i, text in enumerate(texts):
+            if i % _ROWS_ON_LOOP == 0:
+                await asyncio.sleep(0)
+            decisions.append(await self._decide(serving, text))
+        return decisions
 
     def _decide_here(self, serving: Serving, value: Value) -> Decision:
         flaw = self.services.recogniser.flaw(value) if isinstance(value, str) else None

@@ -86,6 +86,32 @@ def test_more_than_the_encoder_can_take_is_deferred_as_busy(policy: Policy, monk
     assert Reason.BUSY not in reasons
 
 
+def test_an_encoder_that_hangs_is_given_up_and_keeps_its_place(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call goes to the teacher after the limit; the place is free again only when the encoder is."""
+    monkeypatch.setattr(module, "_LONGEST_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_MOST_ENCODING", 1)
+    open_ = _split(policy)[1]
+    gate = threading.Event()
+    encode = TransformerEncoder.encode
+    monkeypatch.setattr(TransformerEncoder, "encode", lambda self, text: gate.wait(10) and encode(self, text))
+
+    async def play() -> list[Reason | None]:
+        decider, serving = Decider(Metrics()), Serving(policy)
+        hung = await decider.decide(serving, open_[0])
+        meanwhile = await decider.decide(serving, open_[1])
+        gate.set()
+        await asyncio.sleep(0.3)
+        monkeypatch.setattr(module, "_LONGEST_SECONDS", 10.0)
+        after = await decider.decide(serving, open_[2])
+        decider.close()
+        return [hung.reason, meanwhile.reason, after.reason]
+
+    hung, meanwhile, after = asyncio.run(play())
+    assert hung is Reason.BUSY
+    assert meanwhile is Reason.BUSY
+    assert after is policy.decide(open_[2]).reason
+
+
 def test_an_encoder_that_fails_ends_in_a_forward(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     """As every fault of local scoring: deferred with its reason, and counted."""
 

@@ -1,7 +1,10 @@
 """An encoder beside cheap blocks is asked only where they leave a call undecided, and travels in the policy folder."""
 
+import json
 import shutil
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +148,44 @@ def test_an_endpoint_that_is_not_there_is_one_clear_error(tmp_path: Path) -> Non
         fit_policy(make_traces(60), tmp_path, FitConfig(features=f"static,endpoint:http://127.0.0.1:{port}/v1#m"))
     with pytest.raises(FitError, match="endpoint:https://HOST"):
         fit_policy(make_traces(60), tmp_path, FitConfig(features="static,endpoint:127.0.0.1/v1"))
+
+
+class _Embeddings(BaseHTTPRequestHandler):
+    """An OpenAI-compatible endpoint in front of a local encoder."""
+
+    encoder: TransformerEncoder
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        """`{"input": [...]}` -> vectors in OpenAI's shape."""
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))["input"]
+        texts = [asked] if isinstance(asked, str) else asked
+        rows = [{"index": i, "embedding": self.encoder.encode(text).tolist()} for i, text in enumerate(texts)]
+        body = json.dumps({"data": rows}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+def test_an_endpoint_is_a_block_like_any_other(encoder: Path, tmp_path: Path) -> None:
+    """Fitted through real sockets, served through them, and an error that says so once the endpoint is gone."""
+    handler = type("Handler", (_Embeddings,), {"encoder": TransformerEncoder.from_folder(encoder)})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1/embeddings"
+        config = FitConfig(0.85, features=f"lexical,static,endpoint:{url}")
+        manifest = fit_policy(make_traces(900, blur=0.25), tmp_path, config).manifest
+        assert manifest.method == "rsb"
+        policy = Policy.load(tmp_path)
+        undecided = [t.input for t in make_traces(200, seed=14) if policy.decide_quickly(t.input) is None]
+        assert any(policy.decide(text).stage == 1 for text in undecided)
+        server.shutdown()
+    with pytest.raises(ConnectionError, match=str(server.server_port)):
+        Policy.load(tmp_path).decide(undecided[0])
 
 
 def test_a_vector_of_the_wrong_size_never_reaches_the_graph(cascade: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,13 +52,15 @@ def test_groups_of_unequal_size_still_give_even_folds() -> None:
 def test_near_duplicates_are_grouped_and_strangers_are_not() -> None:
     """Rows of a tight cluster form one group; rows of different clusters never share one."""
     vectors, member = _clusters(60, 5)
-    assert _same_partition(near_duplicates(vectors, np.arange(len(vectors))), member)
+    assert _same_partition(near_duplicates(vectors, np.arange(len(vectors)))[0], member)
 
 
 def test_equal_inputs_are_near_duplicates_of_each_other() -> None:
     """Also where their vectors say nothing: the groups of equal inputs are never torn apart."""
     vectors = np.zeros((6, 8), np.float32)
-    assert near_duplicates(vectors, np.array([0, 0, 1, 1, 2, 3])).tolist() == [0, 0, 1, 1, 2, 3]
+    assert [found.tolist() for found in near_duplicates(vectors, np.array([0, 0, 1, 1, 2, 3]))] == [
+        [0, 0, 1, 1, 2, 3]
+    ] * 2
 
 
 def test_many_rows_are_compared_cell_by_cell_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,11 +68,11 @@ def test_many_rows_are_compared_cell_by_cell_with_the_same_result(monkeypatch: p
     vectors, member = _clusters(400, 10, seed=1)
     vectors[:900] = _unit(vectors[0] + 0.01 * np.random.default_rng(2).normal(size=(900, 64)))
     member[:900] = member[0]
-    everything = near_duplicates(vectors, np.arange(len(vectors)))
+    everything = near_duplicates(vectors, np.arange(len(vectors)))[0]
     monkeypatch.setattr(module, "_ALL_PAIRS", 1_000)
     monkeypatch.setattr(module, "_CELL_ROWS", 100)
     monkeypatch.setattr(module, "_MOST_IN_CELL", 300)
-    by_cells = near_duplicates(vectors, np.arange(len(vectors)))
+    by_cells = near_duplicates(vectors, np.arange(len(vectors)))[0]
     found = np.unique(np.stack([everything, by_cells]), axis=1).shape[1]
     # A crowded cell is cut, so that its one group may fall into a few; nothing else may differ.
     assert found <= len(np.unique(everything)) + 12

@@ -34,7 +34,9 @@ def _measured(features: Features, labels: Labels) -> Measurement:
         seed=0,
         jobs=1,
     )
-    return measure(task, "iid", rows, lambda _: None)
+    found = measure(task, "iid", rows, lambda _: None)
+    assert found is not None
+    return found
 
 
 def test_agreement_matches_scikit_learn_on_dense_data() -> None:
