@@ -9,7 +9,7 @@ import fcntl
 import hashlib
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from policies.artifact import MANIFEST, Manifest, StageEntry, read_file, read_manifest, write_version
+from policies.encoders import Encoder
 from policies.errors import ArtifactError, FitError, PolicyDamaged
 from policies.features import MAX_CHARS, TextEncoder
 from policies.judging import Judged, judge
 from policies.learning import Learned, Progress, learn
-from policies.policy import Policy
+from policies.policy import Policy, read_encoder
 from policies.serving import export_stages
 from policies.settings import FeatureSpec, FitConfig
 from policies.traces import merge, read_traces, to_line
@@ -93,7 +94,9 @@ def update_policy(
         old = _kept_traces(Path(folder), served)
         traces = merge(old, new_traces)
         embeddings = _merged_embeddings(Path(folder), served, (old, new_traces, traces), new_embeddings)
-        candidate = _candidate(traces, config or _settings_of(served), embeddings, progress)
+        # The policy's own encoder: the folder it was read from may be gone, or hold another by now.
+        encoder = read_encoder(folder, served) if config is None else None
+        candidate = _candidate(traces, config or _settings_of(served), embeddings, progress, encoder)
         replaced = served.certificate.refused or not candidate.manifest.certificate.refused
         manifest = candidate.manifest
         if replaced:
@@ -142,24 +145,30 @@ class _Option:
         }
 
 
-def _candidate(traces: list[Trace], config: FitConfig, embeddings: Embeddings | None, progress: Progress) -> _Candidate:
+def _candidate(
+    traces: list[Trace],
+    config: FitConfig,
+    embeddings: Embeddings | None,
+    progress: Progress,
+    encoder: Encoder | None = None,
+) -> _Candidate:
     if embeddings is not None:
         embeddings = _checked_embeddings(embeddings, len(traces))
     specs = ["given"] if embeddings is not None else FeatureSpec.parse(config.features).options()
-    options = [_option(traces, config, (spec, len(specs)), embeddings, progress) for spec in specs]
+    options = [_option(traces, config, (spec, len(specs)), embeddings, progress, encoder) for spec in specs]
     chosen = _best(options, config.latency_budget_us)
     judged, reading = chosen.judged, chosen.learned.reading
     if len(options) > 1:
         judged = replace(judged, report=judged.report | {"options": [option.row() for option in options]})
     contents = _records(traces, embeddings, judged)
     contents |= {role: (f"{role}.onnx", graph) for role, graph in chosen.graphs.items()}
-    encoder: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     if chosen.graphs and reading is not None:
         if reading.tokenizer_json is not None:
             contents["tokenizer"] = ("tokenizer.json", reading.tokenizer_json)
         if reading.encoder is not None:
-            encoder = reading.encoder.files()
-    return _Candidate(replace(chosen.manifest, version=_new_version(contents)), contents, encoder)
+            files = reading.encoder.files()
+    return _Candidate(replace(chosen.manifest, version=_new_version(contents)), contents, files)
 
 
 def _option(
@@ -168,12 +177,13 @@ def _option(
     option: tuple[str, int],
     embeddings: Embeddings | None,
     progress: Progress,
+    encoder: Encoder | None,
 ) -> _Option:
     """`option` is the spec, and among how many."""
     spec, n_options = option
     # The solver's matrices are small: more BLAS threads than one only spin, and starve a gateway on the same machine.
     with threadpool_limits(1):
-        learned = learn(traces, config, spec, embeddings, progress)
+        learned = learn(traces, config, spec, embeddings, progress, encoder)
         progress("gate", 0.82)
         judged = judge(learned, config, n_options)
         stages: list[tuple[StageEntry, bytes]] = []
@@ -202,22 +212,43 @@ def _option(
 
 
 def _mean_microseconds(option: _Option, traces: list[Trace]) -> float | None:
-    """Mean time of a decision on some of the traces; None where nothing would be served."""
+    """Mean time of a decision; None where nothing would be served.
+
+    How often the encoder is needed is taken from the out-of-fold scores: the traces themselves are too well known.
+    """
     reading = option.learned.reading
     if not option.graphs or reading is None or reading.tokenizer_json is None:
         return None
     policy = Policy(option.manifest, option.graphs, TextEncoder(reading.tokenizer_json), reading.encoder)
     texts = [trace.input for trace in traces[:: max(1, len(traces) // _TIMED)]]
-    policy.decide(texts[0])
+    quick = _mean_seconds(policy.decide_quickly, texts)
+    if not policy.slow:
+        return quick * 1e6
+    undecided = [text for text in texts if policy.decide_quickly(text) is None] or texts[:1]
+    answered_early = option.judged.report["handled_by_stage"][0] if len(option.graphs) > 1 else 0.0
+    return (quick + (1 - answered_early) * _mean_seconds(policy.decide, undecided)) * 1e6
+
+
+def _mean_seconds(decide: Callable[[str], object], texts: list[str]) -> float:
+    decide(texts[0])
     started = time.perf_counter()
-    policy.decide_many(texts)
-    return (time.perf_counter() - started) / len(texts) * 1e6
+    for text in texts:
+        decide(text)
+    return (time.perf_counter() - started) / len(texts)
 
 
 def _best(options: list[_Option], budget: float) -> _Option:
-    """The most coverage among options within the latency budget; the cheapest where none is certified."""
-    able = [option for option in options if option.graphs and (option.microseconds or 0.0) <= budget]
-    return max(able, key=lambda option: option.judged.certificate.coverage, default=options[0])
+    """The most coverage among certified options within the latency budget; else the quickest certified one.
+
+    Where none is certified, the one whose surrogate agrees most, so that its reason is the one that counts.
+    """
+    certified = [option for option in options if option.graphs]
+    if not certified:
+        return max(options, key=lambda option: option.judged.report["out_of_fold_agreement"] or 0.0)
+    able = [option for option in certified if (option.microseconds or 0.0) <= budget]
+    if able:
+        return max(able, key=lambda option: option.judged.certificate.coverage)
+    return min(certified, key=lambda option: option.microseconds or 0.0)
 
 
 def _limits(judged: Judged, learned: Learned) -> dict[str, float | None]:

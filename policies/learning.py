@@ -12,6 +12,7 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.encoders import Encoder
 from policies.engines import engine
 from policies.folds import near_duplicates
 from policies.measuring import Measurement, Task, measure, n_models
@@ -65,13 +66,19 @@ class Learned:
 
 
 def learn(
-    traces: list[Trace], config: FitConfig, features: str, embeddings: NDArray[np.float32] | None, progress: Progress
+    traces: list[Trace],
+    config: FitConfig,
+    features: str,
+    embeddings: NDArray[np.float32] | None,
+    progress: Progress,
+    encoder: Encoder | None = None,
 ) -> Learned:
     """Learn and measure from traces.
 
-    `features` is the spec to read the texts by; `embeddings` (n, d) replaces it. Raises FitError.
+    `features` is the spec to read the texts by; `embeddings` (n, d) replaces it, `encoder` the one it names. Raises
+    FitError.
     """
-    learned = prepare(traces, config, features, embeddings, progress)
+    learned = prepare(traces, config, features, embeddings, progress, encoder)
     if learned.task is None:
         return learned
     with engine(config.engine, learned.task.jobs):
@@ -80,7 +87,12 @@ def learn(
 
 
 def prepare(
-    traces: list[Trace], config: FitConfig, features: str, embeddings: NDArray[np.float32] | None, progress: Progress
+    traces: list[Trace],
+    config: FitConfig,
+    features: str,
+    embeddings: NDArray[np.float32] | None,
+    progress: Progress,
+    encoder: Encoder | None = None,
 ) -> Learned:
     """All of `learn` that comes before the first model: nothing is measured yet. Raises FitError."""
     nothing = _nothing(traces)
@@ -91,8 +103,8 @@ def prepare(
     if embeddings is not None:
         reading = read_given(embeddings)
     else:
-        cascade = not config.protect
-        reading = read_texts(traces, FeatureSpec.parse(features), cascade, lambda done: progress("encoder", 0.1 * done))
+        spec, cascade = FeatureSpec.parse(features), not config.protect
+        reading = read_texts(traces, spec, cascade, lambda done: progress("encoder", 0.1 * done), encoder)
     truth = np.where(reading.readable, nothing.truth, -1)
     if int((truth >= 0).sum()) < _FEWEST_TRACES:
         return replace(nothing, problem="too few traces hold text that can be read")

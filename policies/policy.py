@@ -72,7 +72,7 @@ class Policy:
                 tokenizer = TextEncoder(read_file(path, manifest, "tokenizer"))
             except ValueError as error:
                 raise PolicyDamaged(f"{path}: tokenizer.json: {error}") from error
-        return cls(manifest, graphs, tokenizer, _read_encoder(path, manifest))
+        return cls(manifest, graphs, tokenizer, read_encoder(path, manifest))
 
     @property
     def slow(self) -> bool:
@@ -149,7 +149,8 @@ def _limit(threshold: float | None) -> float:
     return float("inf") if threshold is None else threshold
 
 
-def _read_encoder(path: str | Path, manifest: Manifest) -> Encoder | None:
+def read_encoder(path: str | Path, manifest: Manifest) -> Encoder | None:
+    """The encoder kept in the policy folder; None where the policy has none. Raises PolicyDamaged."""
     roles = [role for role in manifest.files if role.startswith("encoder/")]
     if not roles:
         if any(entry.encoded for entry in manifest.stages):

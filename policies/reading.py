@@ -96,11 +96,18 @@ def read_given(embeddings: Floats) -> Reading:
     return Reading((stage,), readable, embeddings / norms, identity, embeddings=embeddings)
 
 
-def read_texts(traces: list[Trace], spec: FeatureSpec, cascade: bool, on_encoded: Callable[[float], None]) -> Reading:
+def read_texts(
+    traces: list[Trace],
+    spec: FeatureSpec,
+    cascade: bool,
+    on_encoded: Callable[[float], None],
+    encoder: Encoder | None = None,
+) -> Reading:
     """The blocks of `spec` of every trace's text.
 
     An encoder beside cheap blocks makes a second stage unless `cascade` is False, which puts all blocks into one.
-    `on_encoded` is called with the share of texts encoded. Raises FitError.
+    `on_encoded` is called with the share of texts encoded; `encoder` takes the place of the one the spec names. Raises
+    FitError.
     """
     # Tokens are also what near-duplicates are found by, so they are read whatever the spec.
     table = load_static_table(spec.static_folder)
@@ -121,7 +128,7 @@ def read_texts(traces: list[Trace], spec: FeatureSpec, cascade: bool, on_encoded
     readable = tokens.counts > 0
     if spec.encoder is None:
         return Reading(tuple(cheap), readable, near, identity, tokens, table.tokenizer_json)
-    encoder = open_encoder(spec.encoder)
+    encoder = encoder or open_encoder(spec.encoder)
     vectors = _encode(encoder, texts, on_encoded)
     both = StageReader(table, vocabulary, spec.static, vectors.shape[1])
     full = StageInput(both, features.beside(vectors), encoded=True)

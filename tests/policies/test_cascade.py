@@ -90,13 +90,23 @@ def test_versions_share_the_encoder(encoder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     config = FitConfig(0.85, features=f"lexical,static,transformer:{encoder}")
     fit_policy(_traces(), folder, config)
-    update_policy(make_traces(100, seed=11), folder, FitConfig(0.85, features=config.features))
+    (next((folder / "encoders").iterdir()) / "model.onnx").write_bytes(b"damaged, and mended by the next fit")
+    fit_policy(_traces(), folder, config)
+    update_policy(make_traces(100, seed=11), folder)
     copies = list((folder / "encoders").iterdir())
     assert len(copies) == 1
     assert {path.name for path in copies[0].iterdir()} == {"model.onnx", "tokenizer.json", "encoder.json"}
     (copies[0] / "model.onnx").write_bytes(b"something else")
     with pytest.raises(PolicyDamaged, match="checksum"):
         Policy.load(folder)
+
+
+def test_an_update_needs_no_encoder_folder(cascade: Path, tmp_path: Path) -> None:
+    """The policy carries its encoder: the folder that it was fitted with is gone."""
+    shutil.copytree(cascade, tmp_path / "policy")
+    result = update_policy(make_traces(100, seed=15, blur=0.25), tmp_path / "policy")
+    assert result.manifest.features["encoder"] == read_manifest(cascade).features["encoder"]
+    assert Policy.load(tmp_path / "policy").slow
 
 
 def test_an_encoder_alone_is_one_stage(encoder: Path, tmp_path: Path) -> None:

@@ -183,6 +183,22 @@ def test_given_embeddings_go_through_the_same_fit(tmp_path: Path) -> None:
     assert policy.decide(np.full(16, np.nan)).reason == Reason.NOVEL
     with pytest.raises(ValueError, match="dimension"):
         policy.decide(np.zeros(3, np.float32))
+    # Vectors ten times as long are no better than far-off ones: the embedder is not the one of the traces.
+    assert {policy.decide(10 * row).reason for row in matrix[:50]} == {Reason.NOVEL}
+
+
+def test_a_dimension_that_never_varied_says_nothing(tmp_path: Path) -> None:
+    """Constant in the traces, a little different in a call: the decision stays what it was."""
+    generator = np.random.default_rng(1)
+    truth = generator.integers(0, 4, 900)
+    matrix = (generator.normal(size=(4, 8))[truth] + 0.3 * generator.normal(size=(900, 8))).astype(np.float32)
+    matrix[:, 3] = 0.5
+    traces = [Trace(f"row {i}", f"label{label}") for i, label in enumerate(truth)]
+    fit_policy(traces, tmp_path, _TARGET, matrix)
+    policy = Policy.load(tmp_path)
+    moved = matrix.copy()
+    moved[:, 3] += 0.01
+    assert [policy.decide(row) for row in moved[:100]] == [policy.decide(row) for row in matrix[:100]]
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((3, 4)), np.zeros(400), np.full((400, 2), np.nan), np.zeros((400, 0))])
@@ -287,6 +303,7 @@ def test_a_second_fit_into_the_same_folder_is_turned_away(tmp_path: Path) -> Non
         {"surrogates": ("joint", "joint")},
         {"engine": "mainframe"},
         {"jobs": 0},
+        {"seed": -1},
         {"latency_budget_us": 0.0},
         {"features": "static,static"},
         {"guard_budget": 1.5},

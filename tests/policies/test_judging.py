@@ -62,6 +62,7 @@ def test_traces_that_repeat_themselves_bring_a_warning_and_grouped_is_stricter(t
     assert grouped.ruling == "grouped"
     assert grouped.coverage < iid.coverage - 0.05
     strictest = fit_policy(traces, tmp_path / "all", FitConfig(0.85, assume="strictest")).manifest.certificate
+    assert strictest.ruling == "grouped"
     assert strictest.coverage <= grouped.coverage
 
 
@@ -94,7 +95,7 @@ def test_a_protected_label_is_answered_only_if_certified_on_its_own(tmp_path: Pa
     assert not plain.certificate.refused
     assert manifest.protected["refund"] is not None
     assert "refund" in answers
-    assert "complaint" in answers or manifest.protected["complaint"] is None
+    assert (manifest.protected["complaint"] is None) == ("complaint" not in answers)
     assert any("'nothing' is not among the learned labels" in note for note in manifest.certificate.notes)
     assert "protected label" in manifest.certificate.statement
     rows = {row["label"]: row for row in _report(tmp_path / "protected", manifest)["labels"]}
@@ -165,3 +166,50 @@ def test_every_target_of_the_frontier_holds_beside_the_others(tmp_path: Path) ->
     result = evaluate(Policy.load(tmp_path), make_traces(2_000, seed=50))
     assert result.teacher_agreement is not None
     assert result.teacher_agreement >= 0.90
+
+
+def test_choosing_among_options_costs_error_probability(tmp_path: Path) -> None:
+    """Each of several candidates and feature specs is judged more strictly than the same one alone."""
+    traces = make_traces(900)
+    alone = fit_policy(traces, tmp_path / "alone", FitConfig(0.90)).manifest.certificate
+    two = FitConfig(0.90, surrogates=("joint", "mlp"))
+    chosen = fit_policy(traces, tmp_path / "chosen", two).manifest
+    trials = {row["name"]: row["agreement"] for row in _report(tmp_path / "chosen", chosen)["candidates"]}
+    assert trials["joint"] >= trials["mlp"]
+    assert chosen.certificate.coverage < alone.coverage
+    auto = fit_policy(traces, tmp_path / "auto", FitConfig(0.90, features="auto")).manifest
+    options = {row["features"]: row["coverage"] for row in _report(tmp_path / "auto", auto)["options"]}
+    assert options["lexical,static"] < alone.coverage
+    # Of three measurements each is tested at a third of the error, and so the strictest covers less than the least.
+    strictest = fit_policy(traces, tmp_path / "strictest", FitConfig(0.90, assume="strictest")).manifest.certificate
+    assert strictest.coverage < min(row["coverage"] for row in alone.measurements)
+
+
+def test_nearly_verbatim_copies_are_not_evidence_where_grouped_rules(tmp_path: Path) -> None:
+    """Every trace five times with a number behind it: random folds are fooled, kept apart they prove no more."""
+    traces = make_traces(240, noise=0.05)
+    copies = [replace(t, input=f"{t.input} {i}", id=None) for t in traces for i in range(5)]
+    once = fit_policy(traces, tmp_path / "once", FitConfig(0.85)).manifest.certificate
+    fooled = fit_policy(copies, tmp_path / "iid", FitConfig(0.85)).manifest.certificate
+    grouped = fit_policy(copies, tmp_path / "grouped", FitConfig(0.85, assume="grouped")).manifest.certificate
+    assert fooled.coverage > grouped.coverage
+    assert grouped.coverage <= once.coverage + 0.1
+
+
+def test_traces_all_alike_cannot_be_measured_apart(tmp_path: Path) -> None:
+    """One template with a number in it: iid has its verdict, grouped is refused in words, and nothing warns."""
+    generator = random.Random(0)
+    text = "please send me the balance of account number {}"
+    traces = [Trace(text.format(i), generator.choice(LABELS[:2])) for i in range(120)]
+    for assume in ("iid", "grouped", "strictest"):
+        certificate = fit_policy(traces, tmp_path / assume, FitConfig(0.8, assume=assume)).manifest.certificate
+        assert certificate.refused
+        assert certificate.reason
+
+
+def test_an_empty_newest_fifth_is_a_refusal(tmp_path: Path) -> None:
+    """Where all of the newest traces repeat older ones there is nothing new to measure on."""
+    traces = [replace(trace, id=None) for trace in make_traces(400)]
+    certificate = fit_policy([*traces, *traces[:100]], tmp_path, FitConfig(0.8, assume="newest")).manifest.certificate
+    assert certificate.refused
+    assert "0 different inputs" in (certificate.reason or "")
