@@ -31,6 +31,7 @@ _FEWEST_OF_A_KIND = 30
 _RELIABILITY_PRIOR = 5.0
 # Some fifty weights learn no more from a million rows than from these.
 _MOST_ROWS = 30_000
+_USUAL_LENGTHS = (0.01, 0.99)
 _N_TOP = 3
 _TAIL = 7
 
@@ -121,7 +122,8 @@ def describe(scores: Scores) -> Table:
 class Acceptor:
     """Log-odds of agreement: `weights` (F,) on the accept features, `bias`, and the caution about low energies.
 
-    `reliability` (K,) is the log-odds of past agreement a label, the last accept feature.
+    `reliability` (K,) is the log-odds of past agreement a label, the last accept feature. `shortest` and `longest`
+    bound the feature before it, the log of the length: nobody knows how surely a text of a length never seen is right.
     """
 
     weights: NDArray[np.float64]
@@ -129,12 +131,16 @@ class Acceptor:
     reliability: Floats
     energy_mean: float
     energy_std: float
+    shortest: float
+    longest: float
 
     def log_odds(self, table: Table) -> NDArray[np.float64]:
         """Of each row, (n,)."""
         own = self.reliability[table.predicted].astype(np.float64)
         z = (table.energy.astype(np.float64) - self.energy_mean) / self.energy_std
-        plain = table.columns.astype(np.float64) @ self.weights[:-1] + own * self.weights[-1] + self.bias
+        length = np.clip(table.columns[:, -1].astype(np.float64), self.shortest, self.longest)
+        plain = table.columns[:, :-1].astype(np.float64) @ self.weights[:-2] + length * self.weights[-2]
+        plain = plain + own * self.weights[-1] + self.bias
         return np.asarray(plain + CAUTION * np.minimum(z + CAUTION_FROM, 0.0))
 
     def accept_scores(self, table: Table) -> NDArray[np.float64]:
@@ -182,7 +188,16 @@ def _fit(table: Table, agreement: Agreement, inner: NDArray[np.int64], n_labels:
         weights, bias = np.zeros(table.columns.shape[1] + 1), 0.0
         weights[gap_column(n_labels)] = 1.0
     energy = table.energy.astype(np.float64)
-    return Acceptor(weights, bias, reliability, float(energy.mean()), float(max(energy.std(), 1e-6)))
+    lengths = np.quantile(table.columns[:, -1], _USUAL_LENGTHS)
+    return Acceptor(
+        weights=weights,
+        bias=bias,
+        reliability=reliability,
+        energy_mean=float(energy.mean()),
+        energy_std=float(max(energy.std(), 1e-6)),
+        shortest=float(lengths[0]),
+        longest=float(lengths[1]),
+    )
 
 
 def _regression(

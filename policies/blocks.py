@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 
 # Below this many traces a token seen once still says something; above it is mostly noise.
 _MIN_DF_FROM = 2_000
-# An occurrence of a feature that was not kept adds this share of the largest squared idf to a text's norm: words never
+# A feature that was not kept adds this share of the largest squared idf to a text's norm: words never
 # seen before make the surrogate less sure. Where features seen once are kept, an out-of-fold row's own ones stand for
 # words that no trace has: they add all of theirs, and live texts' new words must add as much.
 _UNSEEN_SHARE = 0.5
@@ -81,11 +81,8 @@ class Features:
 def fit_vocabulary(tokens: Tokens, vocabulary_size: int) -> Vocabulary:
     """Keep the unigrams and bigrams seen in at least two texts (in one, below 2,000 texts)."""
     n = len(tokens)
-    raw, owner = raw_features_of(tokens, vocabulary_size)
     size = vocabulary_size + BIGRAM_BUCKETS
-    pairs = sp.csr_matrix((np.ones(len(raw), np.bool_), (owner, raw)), shape=(n, size))
-    # How many texts hold a feature: each (text, feature) pair counts once.
-    counts = np.bincount(pairs.indices, minlength=size)
+    counts = np.bincount(_distinct(tokens, vocabulary_size).indices, minlength=size)
     rare_dropped = n >= _MIN_DF_FROM
     kept = np.flatnonzero(counts >= (2 if rare_dropped else 1))
     rows = np.full(size, len(kept), np.int32)
@@ -133,15 +130,20 @@ def _static(tokens: Tokens, vectors: NDArray[np.float16]) -> Floats:
 
 
 def _tfidf(tokens: Tokens, vocabulary: Vocabulary, vocabulary_size: int) -> sp.csr_matrix:
-    # Each occurrence counts once and the norm runs over occurrences: that is what the graph can do without sorting.
     n = len(tokens)
-    raw, owner = raw_features_of(tokens, vocabulary_size)
-    columns = vocabulary.rows[raw]
+    found = _distinct(tokens, vocabulary_size)
+    owner = np.repeat(np.arange(n), np.diff(found.indptr))
+    columns = vocabulary.rows[found.indices]
     squares = np.append(vocabulary.idf * vocabulary.idf, np.float32(vocabulary.unseen))
     norms = np.sqrt(np.bincount(owner, weights=squares[columns], minlength=n))
     known = columns < vocabulary.size
     columns, owner = columns[known], owner[known]
     values = (vocabulary.idf[columns] / np.maximum(norms[owner], _NORM_FLOOR)).astype(np.float32)
-    matrix = sp.csr_matrix((values, (owner, columns)), shape=(n, vocabulary.size), dtype=np.float32)
-    matrix.sum_duplicates()
-    return matrix
+    return sp.csr_matrix((values, (owner, columns)), shape=(n, vocabulary.size), dtype=np.float32)
+
+
+def _distinct(tokens: Tokens, vocabulary_size: int) -> sp.csr_matrix:
+    """Which raw features each text holds, (n, vocabulary + BIGRAM_BUCKETS): an entry a (text, feature) pair."""
+    raw, owner = raw_features_of(tokens, vocabulary_size)
+    shape = (len(tokens), vocabulary_size + BIGRAM_BUCKETS)
+    return sp.csr_matrix((np.ones(len(raw), np.bool_), (owner, raw)), shape=shape)

@@ -1,6 +1,6 @@
 """Surrogate, acceptor and guard of one stage as one ONNX graph, checked decision by decision against the fitted models.
 
-Inputs, as far as the stage reads them: `ids` int64 (tokens,) and `features` int64 (occurrences,), both from
+Inputs, as far as the stage reads them: `ids` int64 (tokens,) and `features` int64 (distinct ones,), both from
 `features.py`; `vector` float32 (d,), the encoder's; or `embedding` float32 (d,), the user's. Outputs: `label` int64
 (1,), `accept_score` float32 (1, 1), `guard` float32 (1, 1). Thresholds stay outside, in the manifest, so that a
 frontier needs one graph.
@@ -71,7 +71,8 @@ def build_graph(fitted: Fitted) -> bytes:
     neighbours = fitted.surrogate.neighbours if isinstance(fitted.surrogate, SoftmaxModel) else None
     near = [] if neighbours is None else _near(writer, reader, dense, neighbours, predicted)
     past = writer.node("Gather", writer.constant(fitted.acceptor.reliability), predicted)
-    flat = writer.node("Concat", table, *near, length, past, axis=0)
+    bounds = (writer.constant(np.array(b, np.float32)) for b in (fitted.acceptor.shortest, fitted.acceptor.longest))
+    flat = writer.node("Concat", table, *near, writer.node("Clip", length, *bounds), past, axis=0)
     features = writer.node("Unsqueeze", flat, writer.constant([0]))
     accept_score, guard = _judgement(writer, features, fitted)
     outputs = {

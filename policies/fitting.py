@@ -69,10 +69,24 @@ def fit_policy(
     """
     started = time.perf_counter()
     with _locked(Path(folder)):
+        served = _served(folder)
         candidate = _candidate(traces, config or FitConfig(), embeddings, progress)
         manifest = write_version(folder, candidate.manifest, candidate.contents, candidate.encoder)
     progress("written", 1.0)
-    return FitResult(str(folder), manifest, time.perf_counter() - started, notes=manifest.certificate.notes)
+    notes = list(manifest.certificate.notes)
+    if served is not None and not served.certificate.refused and manifest.certificate.refused:
+        notes.append(
+            f"warning: this replaced version {served.version}, which was certified: nothing is answered from this "
+            "folder now. `tracer update` would have left it"
+        )
+    return FitResult(str(folder), manifest, time.perf_counter() - started, notes=notes)
+
+
+def _served(folder: str | Path) -> Manifest | None:
+    try:
+        return read_manifest(folder)
+    except ArtifactError:
+        return None
 
 
 def update_policy(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from policies.encoders import Encoder
 from policies.engines import engine
+from policies.errors import FitError
 from policies.folds import near_duplicates
 from policies.measuring import Measurement, Task, measure, n_models
 from policies.reading import Reading, read_given, read_texts
@@ -96,6 +97,9 @@ def prepare(
 ) -> Learned:
     """All of `learn` that comes before the first model: nothing is measured yet. Raises FitError."""
     nothing = _nothing(traces)
+    unknown = [label for label in config.protect if label not in nothing.teacher_counts]
+    if unknown:
+        raise FitError(f"protect: no trace has the label {unknown[0]!r}")
     problem = obstacle(len(traces), nothing.labels, nothing.teacher_counts)
     if problem is not None:
         return replace(nothing, problem=problem)

@@ -56,7 +56,7 @@ def _repeats(learned: Learned, config: FitConfig) -> list[str]:
     if ceiling is not None and ceiling.highest < config.target_teacher_agreement:
         notes.append(
             f"the teacher answers a repeated input the same way {ceiling.agreeing:.1%} of the time ({ceiling.pairs} "
-            f"inputs): no copy of it can agree with it much more often than {ceiling.highest:.3f} over all calls"
+            f"inputs): on such inputs no copy can agree with it much more often than {ceiling.highest:.3f}"
         )
     return notes
 
@@ -65,7 +65,7 @@ def _protected(learned: Learned, config: FitConfig, thresholds: Thresholds) -> l
     notes = []
     for label in config.protect:
         if label not in learned.labels:
-            notes.append(f"protected label {label!r} is not among the learned labels: it is never answered")
+            notes.append(f"protected label {label!r} was seen once: it is not learned, and never answered")
             continue
         choice = thresholds.protected.get(learned.labels.index(label))
         if choice is not None and choice.threshold is None:

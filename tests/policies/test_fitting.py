@@ -351,3 +351,19 @@ def test_banking77_reaches_its_bar(tmp_path: Path) -> None:
     assert result.coverage >= 0.90
     assert result.teacher_agreement is not None
     assert result.teacher_agreement >= 0.95
+
+
+def test_saying_it_twenty_times_makes_nothing_surer(tmp_path: Path) -> None:
+    """A text repeated to a length that no trace has is no more certain than a text of usual length."""
+    fit_policy(make_traces(900), tmp_path, FitConfig(0.9))
+    policy = Policy.load(tmp_path)
+    texts = ["the", "i love my dog so much", *(trace.input for trace in make_traces(200, seed=21, blur=0.6))]
+    once, often = ([policy.decide(" ".join([text] * n)) for text in texts] for n in (1, 20))
+    assert sum(decision.handled for decision in often) <= 1.1 * sum(decision.handled for decision in once) + 2
+
+
+def test_a_refused_fit_over_a_certified_policy_says_so(tmp_path: Path) -> None:
+    """The folder is the user's to replace, in plain words."""
+    fit_policy(make_traces(500), tmp_path, _TARGET)
+    notes = fit_policy(make_traces(300, noise=1.0), tmp_path, _TARGET).notes
+    assert any("which was certified" in note for note in notes)

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from policies.artifact import Manifest
+from policies.errors import FitError
 from policies.evaluation import evaluate
 from policies.fitting import fit_policy
 from policies.measuring import Decided, early_threshold, lifted
@@ -87,7 +88,7 @@ def test_a_protected_label_is_answered_only_if_certified_on_its_own(tmp_path: Pa
         replace(trace, teacher="complaint") if trace.teacher == "loan" and generator.random() < 0.35 else trace
         for trace in make_traces(3_000, blur=0.05)
     ]
-    config = FitConfig(0.90, protect=("complaint", "refund", "nothing"))
+    config = FitConfig(0.90, protect=("complaint", "refund"))
     plain = fit_policy(traces, tmp_path / "plain", FitConfig(0.90)).manifest
     manifest = fit_policy(traces, tmp_path / "protected", config).manifest
     policy = Policy.load(tmp_path / "protected")
@@ -96,7 +97,8 @@ def test_a_protected_label_is_answered_only_if_certified_on_its_own(tmp_path: Pa
     assert manifest.protected["refund"] is not None
     assert "refund" in answers
     assert (manifest.protected["complaint"] is None) == ("complaint" not in answers)
-    assert any("'nothing' is not among the learned labels" in note for note in manifest.certificate.notes)
+    with pytest.raises(FitError, match="no trace has the label 'refunds'"):
+        fit_policy(traces, tmp_path / "mistyped", FitConfig(0.90, protect=("refunds",)))
     assert "protected label" in manifest.certificate.statement
     rows = {row["label"]: row for row in _report(tmp_path / "protected", manifest)["labels"]}
     assert rows["refund"]["protected"]
@@ -139,7 +141,7 @@ def test_a_teacher_below_the_target_is_named_as_the_ceiling(tmp_path: Path) -> N
         for trace in base * 3
     ]
     notes = fit_policy(noisy, tmp_path, FitConfig(0.95)).manifest.certificate.notes
-    assert any("no copy of it can agree" in note for note in notes)
+    assert any("no copy can agree" in note for note in notes)
 
 
 def test_a_cascade_answers_early_only_above_the_lifted_threshold() -> None:
