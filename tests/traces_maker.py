@@ -43,6 +43,22 @@ def make_traces(n: int, *, seed: int = 0, noise: float = 0.0, blur: float = 0.25
     return list(made.values())
 
 
+def make_open_traces(n: int, *, seed: int = 0) -> list[Trace]:
+    """As `make_traces`, with names and numbers in every text that no other text has."""
+    generator = random.Random(seed)
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er", "ix")]
+    made = []
+    for trace in make_traces(n, seed=seed, noise=0.02, blur=0.2):
+        words = trace.input.split()
+        for _ in range(generator.randint(1, 3)):
+            name = "".join(generator.choices(syllables, k=3))
+            words.insert(
+                generator.randint(0, len(words)), name if generator.random() < 0.7 else str(generator.random())
+            )
+        made.append(Trace(" ".join(words), trace.teacher))
+    return made
+
+
 def write(path: Path, traces: list[Trace]) -> Path:
     """Write traces as JSONL and return the path."""
     write_traces(path, traces)

@@ -49,4 +49,5 @@ def test_resampled_traffic_keeps_the_promise(tmp_path: Path, name: str, target: 
     print(f"\n{name} {target:g} n={n}: {len(certified)} certified, coverage {coverage:.3f}, {broken} broken")  # noqa: T201
     delta = 1 - _CONFIDENCE
     assert broken / _RESAMPLES <= delta + 2 * np.sqrt(delta * (1 - delta) / _RESAMPLES)
-    assert certified or n < 1_500
+    # A gate that refuses everything keeps every promise.
+    assert coverage >= (0.3 if n >= 4_000 else 0.0)
