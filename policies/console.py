@@ -30,6 +30,8 @@ def plain_errors() -> Iterator[None]:
     """What a user can mend is one line on stderr and exit code 1, not a traceback."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever read the output has gone: the runtime ends quietly
     except (PolicyError, ValueError, ConnectionError) as error:
         stderr.print(f"error: {error}", style="red")
         raise typer.Exit(1) from error

@@ -146,7 +146,7 @@ def _verdict(learned: Learned, config: FitConfig, found: _Evidence, target: floa
     needed = traces_still_needed(len(first), decided.scores[first], agreement[first], target, confidence)
     if len(first) < fewest:
         reason = f"{len(first)} different inputs in the traces cannot prove {target:g}: at least {fewest} are needed"
-        return _Verdict(_NOTHING, reason, max(needed or 0, fewest - len(first)))
+        return _Verdict(_NOTHING, reason, None if needed is None else max(needed, fewest - len(first)))
     protected = [learned.labels.index(label) for label in config.protect if label in learned.labels]
     thresholds = choose_thresholds(
         decided.scores,
