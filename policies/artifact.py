@@ -198,19 +198,8 @@ def write_version(
     root = Path(path)
     relative = f"{_VERSIONS}/{manifest.version}"
     try:
-        (root / _VERSIONS).mkdir(parents=True, exist_ok=True)
         written = _write_encoder(root, encoder) if encoder else {}
-        staging = Path(tempfile.mkdtemp(prefix=".new-", dir=root / _VERSIONS))
-        try:
-            staging.chmod(0o755)
-            for name, content in contents.values():
-                _write_durably(staging / name, content)
-            _flush_folder(staging)
-            staging.rename(root / relative)
-            _flush_folder(root / _VERSIONS)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+        _write_folder(root / relative, dict(contents.values()))
         written |= {role: _entry(f"{relative}/{name}", content) for role, (name, content) in contents.items()}
         complete = Manifest(**{**_shallow(manifest), "files": written})
         _write_manifest(root, complete)
@@ -231,15 +220,24 @@ def _write_encoder(root: Path, files: Mapping[str, bytes]) -> dict[str, File]:
         os.utime(root / folder)
     else:
         shutil.rmtree(root / folder, ignore_errors=True)
-        (root / _ENCODERS).mkdir(exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".new-", dir=root / _ENCODERS))
+        _write_folder(root / folder, files)
+    return {f"encoder/{name}": _entry(f"{folder}/{name}", content) for name, content in files.items()}
+
+
+def _write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """A folder that is there whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+    try:
         staging.chmod(0o755)
         for name, content in files.items():
             _write_durably(staging / name, content)
         _flush_folder(staging)
-        staging.rename(root / folder)
-        _flush_folder(root / _ENCODERS)
-    return {f"encoder/{name}": _entry(f"{folder}/{name}", content) for name, content in files.items()}
+        staging.rename(target)
+        _flush_folder(target.parent)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
 
 
 def _same(place: Path, content: bytes) -> bool:
