@@ -29,7 +29,8 @@ def plot_report(folder: str | Path, path: Path) -> None:
     """Draw the frontier. Raises PolicyMissing, PolicyDamaged, or PolicyError where it cannot be drawn."""
     manifest = read_manifest(folder)
     frontier = orjson.loads(read_file(folder, manifest, "frontier"))
-    title = f"{manifest.n_traces:,} traces, {manifest.n_labels} labels, confidence {manifest.certificate.confidence:g} for all targets at once"
+    size = f"{manifest.n_traces:,} traces, {manifest.n_labels} labels"
+    title = f"{size}, confidence {manifest.certificate.confidence:g} for all targets at once"
     draw_frontier(frontier, path, title=title, target=manifest.certificate.target)
 
 
