@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from policies.embeddings import read_embeddings
-from policies.fitting import FitResult, fit_policy, silent, update_policy
-from policies.learning import Progress
+from policies.fitting import FitResult, fit_policy, update_policy
+from policies.learning import Progress, silent
 from policies.settings import FitConfig
 from policies.traces import TraceFile, read_traces
 

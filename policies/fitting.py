@@ -26,7 +26,7 @@ from policies.encoders import Encoder
 from policies.errors import ArtifactError, FitError, PolicyDamaged
 from policies.features import MAX_CHARS, TextEncoder
 from policies.judging import Judged, judge
-from policies.learning import Learned, Progress, learn
+from policies.learning import Learned, Progress, learn, silent
 from policies.policy import Policy, read_encoder
 from policies.serving import export_stages
 from policies.settings import FeatureSpec, FitConfig
@@ -49,10 +49,6 @@ class FitResult:
     seconds: float
     replaced: bool = True
     notes: list[str] = field(default_factory=list)
-
-
-def silent(step: str, done: float) -> None:
-    """A progress callback that shows nothing."""
 
 
 def fit_policy(

@@ -12,6 +12,7 @@ from policies.gate import (
     Choice,
     Late,
     Thresholds,
+    all_equal,
     beats_majority,
     choose_thresholds,
     fewest_inputs,
@@ -132,11 +133,9 @@ def _evidence(learned: Learned, measurement: Measurement) -> _Evidence:
     judged = learned.judged[measurement.rows]
     rows = measurement.rows[judged]
     weights = learned.weights[rows]
-    alike = len(rows) == 0 or bool(weights.min() == weights.max())
     decided = measurement.decided().at(judged)
-    return _Evidence(
-        measurement, judged, decided, learned.truth[rows], learned.groups[rows], None if alike else weights
-    )
+    uneven = None if all_equal(weights) else weights
+    return _Evidence(measurement, judged, decided, learned.truth[rows], learned.groups[rows], uneven)
 
 
 def _verdict(learned: Learned, config: FitConfig, found: _Evidence, target: float, confidence: float) -> _Verdict:

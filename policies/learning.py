@@ -66,6 +66,10 @@ class Learned:
     trials: tuple[Trial, ...] = ()
 
 
+def silent(step: str, done: float) -> None:
+    """A progress callback that shows nothing."""
+
+
 def learn(
     traces: list[Trace],
     config: FitConfig,

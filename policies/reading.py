@@ -22,13 +22,12 @@ from policies.blocks import (
     text_features,
 )
 from policies.encoders import Encoder, EndpointEncoder, TransformerEncoder
+from policies.endpoint_encoder import API_KEY_VARIABLE
 from policies.errors import FitError
 from policies.features import MAX_CHARS, TextEncoder, Tokens, text_inputs
 from policies.settings import EncoderSpec, FeatureSpec
 from policies.static_table import StaticTable, load_static_table
 from policies.types import Trace
-
-ENDPOINT_KEY = "TRACER_EMBEDDINGS_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
     if not url.startswith(("http://", "https://")):
         raise FitError(f"endpoint:{spec.where}: write endpoint:https://HOST/v1/embeddings#MODEL")
     # Servers of one model take any name; the others say that they know no such model.
-    return EndpointEncoder(url, model or "default", os.environ.get(ENDPOINT_KEY))
+    return EndpointEncoder(url, model or "default", os.environ.get(API_KEY_VARIABLE))
 
 
 def _encode(encoder: Encoder, texts: list[str], on_encoded: Callable[[float], None]) -> Floats:

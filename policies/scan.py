@@ -20,7 +20,7 @@ from policies.errors import FitError
 from policies.features import MAX_CHARS
 from policies.folds import FOLDS
 from policies.judging import judge
-from policies.learning import Learned, Progress, obstacle, prepare
+from policies.learning import Learned, Progress, obstacle, prepare, silent
 from policies.measuring import Measurement, measure
 from policies.settings import FitConfig
 from policies.traces import TraceFile
@@ -175,10 +175,6 @@ class Scan:
     price: Price
     seed: int
     seconds: float
-
-
-def silent(step: str, done: float) -> None:
-    """A progress callback that shows nothing."""
 
 
 def scan(found: TraceFile, price: Price | None = None, seed: int = 0, progress: Progress = silent) -> Scan:
