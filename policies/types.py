@@ -16,14 +16,54 @@ class Reason(StrEnum):
     TOO_LONG = "too_long"  # longer than the policy reads whole
     NO_INPUT = "no_input"  # no plain-text user message
     CONVERSATION = "conversation"  # the input hangs on earlier turns
-    UNSUPPORTED = "unsupported"  # a request parameter a label cannot honour
+    TEMPLATE = "template"  # the message is not built like those of the traces
     NO_EMBEDDING = "no_embedding"  # the policy reads embeddings and the request brought none
+    # Features of a request that a local answer cannot honour.
+    UNKNOWN_PARAMETER = "unknown_parameter"  # one that did not exist when this was written
+    UNSUPPORTED = "unsupported"  # one that steers sampling or the platform: stop, logit_bias, prediction, ...
+    CHOICES = "n"  # more than one choice
+    LOGPROBS = "logprobs"
+    AUDIO = "audio"
+    IMAGE = "image"
+    FILE = "file"
+    RESPONSE_FORMAT = "response_format"  # unknown, or the answer would not fit it
+    TOOLS = "tools"  # of an unknown kind, or the answer is no call that they take
+    TOOL_CHOICE = "tool_choice"  # unknown, or the answer would not honour it
+    MAX_TOKENS = "max_tokens"  # too small for the answer
+    STORE = "store"  # the answer is to be kept, or continued from, at the provider
+    QUESTION = "question"  # of /v1/decisions: not one that the policy answers
+    # Who asks, and how.
+    ASKED = "asked"  # x-tracer-mode asked for the teacher
+    MIN_AGREEMENT = "min_agreement"  # more agreement was asked for than is certified
+    KEY = "key"  # the upstream has not accepted the client's key recently
+    ARGUMENTS = "arguments"  # the tool is known, its arguments are an LLM's to write
     BUSY = "busy"  # too many inputs wait for the encoder already
     ERROR = "error"  # local scoring raised
 
 
 # Under these every call is deferred, whatever it says: what is recorded then is a fair sample of the traffic.
-FAIR_REASONS = frozenset({Reason.NO_POLICY, Reason.REFUSED, Reason.DAMAGED, Reason.NO_EMBEDDING})
+FAIR_REASONS = frozenset({Reason.NO_POLICY, Reason.REFUSED, Reason.DAMAGED, Reason.NO_EMBEDDING, Reason.KEY})
+
+
+class AnswerKind(StrEnum):
+    """What a teacher's answer is."""
+
+    TEXT = "text"  # the message's content, JSON included
+    TOOL = "tool"  # one tool call
+    OTHER = "other"  # prose, a refusal, several tool calls: seen, never learned, and always a disagreement
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer in the teacher's own form.
+
+    `text` is the content exactly as written, or the tool's name. `arguments` is the JSON text of a tool call's
+    arguments as written; None for a text, and where an LLM is to write them.
+    """
+
+    text: str
+    kind: AnswerKind = AnswerKind.TEXT
+    arguments: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +72,7 @@ class LocalDecision:
 
     `label` is the surrogate's answer when `handled`, else None. `accept_score` lies in 0..1, 0.0 where nothing was
     scored. `stage` is the index of the stage that answered, -1 when deferred. `reason` is None when `handled`.
+    `guess` is what the surrogate would have said, whether it may or not; None where nothing was scored.
     """
 
     label: str | None
@@ -39,14 +80,16 @@ class LocalDecision:
     accept_score: float
     reason: Reason | None = None
     stage: int = -1
+    guess: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
     """One recorded decision as a file holds it.
 
-    `weight` is the inverse of the probability of having been recorded. `reason` is why the gateway deferred the call;
-    None for a trace that did not come through a gateway.
+    `teacher`, `kind` and `arguments` are the answer's, as in `Answer`. `weight` is the inverse of the probability of
+    having been recorded. `reason` is why the gateway deferred the call; None for a trace that did not come through a
+    gateway.
     """
 
     input: str
@@ -57,6 +100,13 @@ class Trace:
     ts: float | None = None  # seconds since the epoch
     weight: float = 1.0
     reason: Reason | None = None
+    kind: AnswerKind = AnswerKind.TEXT
+    arguments: str | None = None
+
+    @property
+    def answer(self) -> Answer:
+        """The teacher's answer."""
+        return Answer(self.teacher, self.kind, self.arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +130,5 @@ class StoredTrace:
     reason: str = ""
     sampling_probability: float = 1.0
     training_allowed: bool = True
+    kind: AnswerKind = AnswerKind.TEXT
+    arguments: str | None = None
