@@ -13,9 +13,11 @@ from starlette.routing import Route
 from gateway.asgi import LOCAL_HEADERS
 from gateway.endpoints.chat import Chat
 from gateway.endpoints.classify import Classify
+from gateway.endpoints.decisions import Decisions
 from gateway.endpoints.health import Health, Liveness, MetricsPage, Readiness
 from gateway.endpoints.passthrough import Passthrough
 from gateway.endpoints.predict import Predict, PredictBatch
+from gateway.endpoints.responses import Responses
 from gateway.errors import AnswerableError, InternalError, MethodNotAllowed, NotFound
 from gateway.services import Services, build_services
 from gateway.settings import Settings
@@ -38,6 +40,8 @@ def create_app(settings: Settings, environ: Mapping[str, str] = os.environ) -> S
 def _routes(services: Services) -> list[Route]:
     return [
         Route("/v1/chat/completions", Chat(services), methods=["POST"]),
+        Route("/v1/responses", Responses(services), methods=["POST"]),
+        Route("/v1/decisions", Decisions(services), methods=["POST"]),
         Route("/v1/{path:path}", Passthrough(services)),
         Route("/predict", Predict(services), methods=["POST"]),
         Route("/predict_batch", PredictBatch(services), methods=["POST"]),

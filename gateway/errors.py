@@ -9,6 +9,7 @@ GatewayError
 │   ├── NotFound               404  no such path
 │   ├── MethodNotAllowed       405
 │   ├── BodyTooLarge           413
+│   ├── KeptLocal              422  to be answered locally or not at all, and deferred
 │   ├── InternalError          500  a fault of ours
 │   ├── UpstreamUnreachable    502  no answer: refused, unresolved, reset, not HTTP
 │   ├── NoUpstream             503  the call was deferred and there is nobody to forward it to
@@ -92,6 +93,14 @@ class BodyTooLarge(AnswerableError):  # noqa: N818
     status = 413
     type = "invalid_request_error"
     code = "body_too_large"
+
+
+class KeptLocal(AnswerableError):  # noqa: N818
+    """`x-tracer-mode: local`, and the policy defers the call."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "deferred"
 
 
 class InternalError(AnswerableError):

@@ -96,6 +96,8 @@ class ProjectSettings(_Frozen):
     policy: Path
     upstream: str | None = None
     teacher: str | None = None
+    mini: str | None = None
+    mini_upstream: str | None = None
     match: MatchSettings | None = None
     multi_turn: Literal["defer", "last_user_message"] = "defer"
     prompt: str | None = None
@@ -125,10 +127,28 @@ class Settings(_Frozen):
             ("default_upstream", self.default_upstream, self.upstreams)
         ]
         wanted += [(f"projects.{name}.upstream", p.upstream, self.upstreams) for name, p in self.projects.items()]
+        wanted += [
+            (f"projects.{name}.mini_upstream", p.mini_upstream, self.upstreams) for name, p in self.projects.items()
+        ]
         wanted += [("default_project", self.default_project, self.projects)]
         for key, name, known in wanted:
             if name is not None and name not in known:
                 raise ValueError(f"{key}: {name!r} is not configured; known: {_listed(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _minis(self) -> Self:
+        for name, project in self.projects.items():
+            if project.mini_upstream is None:
+                continue
+            if project.mini is None:
+                raise ValueError(f"projects.{name}.mini_upstream: names an upstream without a model: set mini too")
+            foreign = project.mini_upstream != self.upstream_of(name)
+            if foreign and self.upstreams[project.mini_upstream].api_key_env is None:
+                raise ValueError(
+                    f"projects.{name}.mini_upstream: {project.mini_upstream!r} needs an api_key_env of its own: the "
+                    "client's key is for another upstream"
+                )
         return self
 
     def upstream_of(self, project: str | None) -> str | None:
