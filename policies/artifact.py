@@ -22,7 +22,7 @@ import orjson
 
 from policies.errors import ArtifactError, PolicyDamaged, PolicyMissing
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 _VERSIONS = "versions"
 _ENCODERS = "encoders"
@@ -87,11 +87,24 @@ class StageEntry:
 
 
 @dataclass(frozen=True)
+class FrontierEntry:
+    """What a call may ask for beyond the certificate: a `target`, and the accept scores that certify it.
+
+    `thresholds` has one a stage, `protected` one for each protected label; None: not answered at this target.
+    """
+
+    target: float
+    thresholds: list[float | None]
+    protected: dict[str, float | None]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What `manifest.json` says. `stages`, cheapest first, are empty where nothing is certified.
 
     `threshold` is the last stage's, or None. `protected` maps labels that have a threshold of their own to it;
-    None: never answered.
+    None: never answered. `frontier` has the certified targets, lowest first; they hold jointly at the certificate's
+    confidence.
     """
 
     version: str
@@ -103,6 +116,7 @@ class Manifest:
     threshold: float | None
     stages: list[StageEntry]
     protected: dict[str, float | None]
+    frontier: list[FrontierEntry]
     max_chars: int
     n_traces: int
     n_labels: int
@@ -283,6 +297,7 @@ def _parse_manifest(found: object, where: str) -> Manifest:
     try:
         body["certificate"] = Certificate(**body["certificate"])
         body["stages"] = [StageEntry(**entry) for entry in body["stages"]]
+        body["frontier"] = [FrontierEntry(**entry) for entry in body["frontier"]]
         body["files"] = {role: File(**entry) for role, entry in body["files"].items()}
         return Manifest(**body)
     except (KeyError, TypeError) as error:

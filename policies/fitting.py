@@ -28,7 +28,7 @@ from policies.features import MAX_CHARS, TextEncoder
 from policies.judging import Judged, judge
 from policies.learning import Learned, Progress, learn, silent
 from policies.policy import Policy, read_encoder
-from policies.serving import export_stages
+from policies.serving import export_stages, frontier_entries
 from policies.settings import FeatureSpec, FitConfig
 from policies.traces import merge, read_traces, to_line
 from policies.types import Trace
@@ -209,7 +209,8 @@ def _option(
         labels=learned.labels,
         threshold=stages[-1][0].threshold if stages else None,
         stages=[entry for entry, _ in stages],
-        protected=_limits(judged, learned) if stages else {},
+        protected=judged.thresholds.named(learned.labels) if stages else {},
+        frontier=frontier_entries(judged, len(stages)) if stages else [],
         max_chars=MAX_CHARS,
         n_traces=len(traces),
         n_labels=len(learned.teacher_counts),
@@ -259,10 +260,6 @@ def _best(options: list[_Option], budget: float) -> _Option:
     if able:
         return max(able, key=lambda option: option.judged.certificate.coverage)
     return min(certified, key=lambda option: option.microseconds or 0.0)
-
-
-def _limits(judged: Judged, learned: Learned) -> dict[str, float | None]:
-    return {learned.labels[label]: choice.threshold for label, choice in judged.thresholds.protected.items()}
 
 
 def _records(traces: list[Trace], embeddings: Embeddings | None, judged: Judged) -> dict[str, tuple[str, bytes]]:
