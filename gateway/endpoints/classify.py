@@ -11,13 +11,12 @@ from gateway.decide import Decision, deferred
 from gateway.endpoints.chat import PATH
 from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
 from gateway.errors import InvalidRequest, UpstreamUnreachable
+from gateway.headers import KEY_HEADERS
 from gateway.learn import Forwarded, learn
 from gateway.recognise import Recognised
 from gateway.relay import Client, Outcome, forward
 from gateway.upstream import UpstreamCall
 from gateway.wire import ChatRequest, parse_chat, parse_object
-
-_AUTHORIZATION = b"authorization"
 
 
 class Classify(Endpoint):
@@ -47,6 +46,7 @@ class Classify(Endpoint):
         found = Recognised(project, text if self.services.recogniser.flaw(text) is None else None)
         call = Forwarded(call_id, found, decision, request, request.model, upstream)
         outcome = await self._ask(exchange, call)
+        exchange.headers = [*exchange.headers, (b"x-tracer-upstream", outcome.upstream.encode())]
         if outcome.copy is None:
             raise UpstreamUnreachable(
                 f"The answer of upstream {upstream.name!r} broke off, or is too long for a label."
@@ -75,7 +75,7 @@ class Classify(Endpoint):
 
     async def _ask(self, exchange: Exchange, call: Forwarded) -> Outcome:
         # Of the client's headers only its key belongs to the teacher's call: the body is ours.
-        key = [(name, value) for name, value in exchange.scope["headers"] if name == _AUTHORIZATION]
+        key = [(name, value) for name, value in exchange.scope["headers"] if name in KEY_HEADERS]
         headers = [(b"content-type", JSON), (b"accept", JSON), *key]
         asked = UpstreamCall("POST", PATH, b"", headers, call.request.raw)
         return await forward(call.upstream, asked, Client(exchange.receive, _discard), [], self.metrics, copied=True)
