@@ -100,4 +100,6 @@ async def send_json(send: Send, value: Any, headers: Headers = LOCAL_HEADERS, st
 
 async def send_error(send: Send, error: AnswerableError, headers: Headers = LOCAL_HEADERS) -> None:
     """An error in OpenAI's shape."""
+    if error.retry_after is not None:
+        headers = [*headers, (b"retry-after", b"%d" % error.retry_after)]
     await send_bytes(send, error.status, _JSON_TYPE, error.body(), headers)

@@ -3,21 +3,21 @@
 from starlette.types import Message, Receive
 
 from gateway.asgi import Headers
+from gateway.headers import KEY_HEADERS
 from gateway.metrics import Metrics
 from gateway.relay import Client, Outcome, forward
 from gateway.upstream import Upstream, UpstreamCall
 from gateway.wire import Surface
 
 _JSON = b"application/json"
-# Of the client's headers only what says who asks belongs to a call whose body is ours.
-_IDENTITY = frozenset({b"authorization", b"api-key", b"x-api-key", b"openai-organization", b"openai-project"})
 
 
 async def ask(
     upstream: Upstream, surface: Surface, body: bytes, client_headers: Headers, receive: Receive, metrics: Metrics
 ) -> Outcome:
     """Ask `upstream` for a whole answer; raises as `forward` does, ClientGone where the client leaves meanwhile."""
-    kept = [(name, value) for name, value in client_headers if name in _IDENTITY]
+    # Of the client's headers only what says who asks belongs to a call whose body is ours.
+    kept = [(name, value) for name, value in client_headers if name in KEY_HEADERS]
     headers = [(b"content-type", _JSON), (b"accept", _JSON), *kept]
     call = UpstreamCall("POST", surface, b"", headers, body)
     return await forward(upstream, call, Client(receive, _discard), [], metrics, copied=True)

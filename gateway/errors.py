@@ -13,6 +13,7 @@ GatewayError
 │   ├── InternalError          500  a fault of ours
 │   ├── UpstreamUnreachable    502  no answer: refused, unresolved, reset, not HTTP
 │   ├── NoUpstream             503  the call was deferred and there is nobody to forward it to
+│   ├── UpstreamUnavailable    503  the upstream failed too often in a row and is left alone for a while
 │   └── UpstreamTimeout        504
 └── UpstreamBroken         the upstream's answer broke off after it had begun
 """
@@ -39,11 +40,15 @@ class UpstreamBroken(GatewayError):  # noqa: N818
 
 
 class AnswerableError(GatewayError):
-    """An error with an HTTP answer. `param` names the request field at fault, as OpenAI's errors do."""
+    """An error with an HTTP answer. `param` names the request field at fault, as OpenAI's errors do.
+
+    `retry_after` is in whole seconds; None where coming back is no matter of time.
+    """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
+    retry_after: int | None = None
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -108,10 +113,14 @@ class InternalError(AnswerableError):
 
 
 class UpstreamUnreachable(AnswerableError):  # noqa: N818
-    """The upstream gave no answer."""
+    """The upstream gave no answer. `sent`: it may have read the call and begun to work on it."""
 
     status = 502
     code = "upstream_unreachable"
+
+    def __init__(self, message: str, *, sent: bool = True) -> None:
+        super().__init__(message)
+        self.sent = sent
 
 
 class NoUpstream(AnswerableError):  # noqa: N818
@@ -121,8 +130,23 @@ class NoUpstream(AnswerableError):  # noqa: N818
     code = "no_upstream"
 
 
+class UpstreamUnavailable(AnswerableError):  # noqa: N818
+    """The upstream's breaker is open: it is asked again in `retry_after` seconds."""
+
+    status = 503
+    code = "upstream_unavailable"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class UpstreamTimeout(AnswerableError):  # noqa: N818
-    """The upstream took longer than its timeouts to begin an answer."""
+    """An answer did not begin in time. `setting` is the limit that was reached, as the upstream's settings name it."""
 
     status = 504
     code = "upstream_timeout"
+
+    def __init__(self, message: str, setting: str = "read_timeout") -> None:
+        super().__init__(message)
+        self.setting = setting

@@ -37,7 +37,8 @@ def learn(services: Services, call: Forwarded, outcome: Outcome) -> Answer | Non
         return None
     try:
         answer = read_answer(call.request.surface, outcome.headers, bytes(outcome.copy))
-        if answer is not None and call.found.text is not None:
+        # What another model said in the teacher's place is not what the teacher would have said.
+        if answer is not None and call.found.text is not None and not outcome.fallback:
             services.traces.record(_trace(call, call.found.text, answer))
     except Exception as error:  # noqa: BLE001 - the border of an endpoint whose client is already served
         services.metrics.internal_errors.labels("trace").inc()

@@ -53,6 +53,18 @@ class Metrics:
             ["upstream", "kind"],
             registry=registry,
         )
+        self.upstream_retries = Counter(
+            "tracer_upstream_retries", "Calls repeated at the same upstream.", ["upstream"], registry=registry
+        )
+        self.upstream_fallbacks = Counter(
+            "tracer_upstream_fallbacks",
+            "Calls an upstream did not answer, by the fallback that did ('' where none did).",
+            ["upstream", "fallback"],
+            registry=registry,
+        )
+        self.breaker_open = Gauge(
+            "tracer_breaker_open", "1 while an upstream is left alone.", ["upstream"], registry=registry
+        )
         self.disconnects = Counter("tracer_disconnects", "Clients that left before their last byte.", registry=registry)
         self.internal_errors = Counter(
             "tracer_internal_errors",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gateway.attempts import Fallback, Guarded, Route
 from gateway.decide import Decider
 from gateway.errors import NoUpstream
 from gateway.metrics import Metrics
@@ -44,9 +45,20 @@ def build_services(settings: Settings, environ: Mapping[str, str]) -> Services:
         Recogniser(settings),
         Registry(settings, metrics),
         Decider(metrics),
-        {name: _upstream(settings, name, environ) for name in settings.upstreams},
+        _routes(settings, environ, metrics),
         TraceLog(store.url, store.spool, store.queue_size, metrics),
     )
+
+
+def _routes(settings: Settings, environ: Mapping[str, str], metrics: Metrics) -> dict[str, Upstream]:
+    guarded = {
+        name: Guarded(_upstream(settings, name, environ), upstream, metrics)
+        for name, upstream in settings.upstreams.items()
+    }
+    return {
+        name: Route(guarded[name], [Fallback(guarded[f.upstream], f.model) for f in upstream.fallbacks], metrics)
+        for name, upstream in settings.upstreams.items()
+    }
 
 
 def _upstream(settings: Settings, name: str, environ: Mapping[str, str]) -> Upstream:

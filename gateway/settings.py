@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
@@ -49,6 +50,13 @@ class StoreSettings(_Frozen):
     queue_size: PositiveInt = 10_000
 
 
+class FallbackSettings(_Frozen):
+    """Who is asked where an upstream does not answer; `model` None asks for the model of the call."""
+
+    upstream: str
+    model: Annotated[str, Field(min_length=1)] | None = None
+
+
 class UpstreamSettings(_Frozen):
     """One place to forward calls to. `base_url` is what one would give an OpenAI client, `/v1` included."""
 
@@ -58,13 +66,22 @@ class UpstreamSettings(_Frozen):
     training_allowed: bool = True
     connect_timeout: Seconds = 10.0
     read_timeout: Seconds = 600.0
+    write_timeout: Seconds = 60.0
+    pool_timeout: Seconds = 10.0
     max_connections: PositiveInt = 1_000
+    retries: Annotated[int, Field(ge=0, le=10)] = 0
+    max_retry_wait: Seconds = 20.0
+    fallbacks: tuple[FallbackSettings, ...] = ()
+    breaker_failures: Annotated[int, Field(ge=0)] = 5
+    breaker_seconds: Seconds = 10.0
 
     @field_validator("base_url")
     @classmethod
     def _http_url(cls, value: str | None) -> str | None:
         if value is not None and not re.match(r"https?://[^/\s?#]+[^\s?#]*$", value):
             raise ValueError("should be http(s)://host[:port]/path, without a query")
+        if value is not None and "@" in value.split("/")[2]:
+            raise ValueError("should hold no credentials; name the variable that holds the key in api_key_env")
         return value
 
     @model_validator(mode="after")
@@ -72,6 +89,10 @@ class UpstreamSettings(_Frozen):
         if self.provider == "openai" and self.base_url is None:
             raise ValueError("needs base_url, for example https://api.openai.com/v1")
         return self
+
+    def same_place(self, other: "UpstreamSettings") -> bool:
+        """Whether a key for the one is a key for the other: same provider, same host."""
+        return (self.provider, _host(self.base_url)) == (other.provider, _host(other.base_url))
 
 
 class MatchSettings(_Frozen):
@@ -149,6 +170,26 @@ class Settings(_Frozen):
                     f"projects.{name}.mini_upstream: {project.mini_upstream!r} needs an api_key_env of its own: the "
                     "client's key is for another upstream"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _fallbacks(self) -> Self:
+        for name, upstream in self.upstreams.items():
+            for index, fallback in enumerate(upstream.fallbacks):
+                key = f"upstreams.{name}.fallbacks.{index}"
+                if fallback in upstream.fallbacks[:index]:
+                    raise ValueError(f"{key}: is there twice")
+                if fallback.upstream not in self.upstreams:
+                    known = _listed(self.upstreams)
+                    raise ValueError(f"{key}.upstream: {fallback.upstream!r} is not configured; known: {known}")
+                if fallback.upstream == name and fallback.model is None:
+                    raise ValueError(f"{key}: is the upstream itself; name another one, or another model")
+                other = self.upstreams[fallback.upstream]
+                if other.api_key_env is None and not upstream.same_place(other):
+                    # Or the client's key would have to travel to a place it was not meant for.
+                    raise ValueError(
+                        f"upstreams.{fallback.upstream}.api_key_env: is required of a fallback of {name!r}"
+                    )
         return self
 
     def upstream_of(self, project: str | None) -> str | None:
@@ -253,12 +294,18 @@ def _fields_at(location: list[str]) -> list[str]:
         "server": ServerSettings,
         "store": StoreSettings,
         "upstreams": UpstreamSettings,
+        "fallbacks": FallbackSettings,
         "projects": ProjectSettings,
         "match": MatchSettings,
     }
     for part in location:
         model = inside.get(part, model)
     return list(model.model_fields)
+
+
+def _host(url: str | None) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url or "")
+    return parts.scheme, parts.hostname, parts.port
 
 
 def _listed(names: Any) -> str:

@@ -45,6 +45,7 @@ class Classify(Endpoint):
         outcome = await ask(
             upstream, Surface.CHAT, request.raw, exchange.scope["headers"], exchange.receive, self.metrics
         )
+        exchange.headers = [*exchange.headers, (b"x-tracer-upstream", outcome.upstream.encode())]
         if outcome.copy is None:
             raise UpstreamUnreachable(
                 f"The answer of upstream {upstream.name!r} broke off, or is too long for a label."
