@@ -3,7 +3,7 @@
 from starlette.types import Message, Receive
 
 from gateway.asgi import Headers
-from gateway.headers import KEY_HEADERS
+from gateway.headers import ACCOUNT_HEADERS
 from gateway.metrics import Metrics
 from gateway.relay import Client, Outcome, forward
 from gateway.upstream import Upstream, UpstreamCall
@@ -17,7 +17,7 @@ async def ask(
 ) -> Outcome:
     """Ask `upstream` for a whole answer; raises as `forward` does, ClientGone where the client leaves meanwhile."""
     # Of the client's headers only what says who asks belongs to a call whose body is ours.
-    kept = [(name, value) for name, value in client_headers if name in KEY_HEADERS]
+    kept = [(name, value) for name, value in client_headers if name in ACCOUNT_HEADERS]
     headers = [(b"content-type", _JSON), (b"accept", _JSON), *kept]
     call = UpstreamCall("POST", surface, b"", headers, body)
     return await forward(upstream, call, Client(receive, _discard), [], metrics, copied=True)

@@ -72,8 +72,7 @@ def test_a_streamed_tool_call_comes_name_first() -> None:
     events = [
         ChatCompletionChunk.model_validate(e, strict=True) for e in _events(render_stream(answer, ENVELOPE, False))
     ]
-    calls = [(event.choices[0].delta.tool_calls or [None])[0] for event in events]
-    functions = [call.function for call in calls if call is not None]
-    assert [(f.name, f.arguments) for f in functions if f] == [("book", ""), (None, '{"to":"Rome"}')]
+    calls = [call.function for event in events for call in event.choices[0].delta.tool_calls or []]
+    assert [(call.name, call.arguments) for call in calls if call] == [("book", ""), (None, '{"to":"Rome"}')]
     assert [event.choices[0].finish_reason for event in events] == [None, None, "tool_calls"]
     assert {event.system_fingerprint for event in events} == {"fp_abcdef12"}
