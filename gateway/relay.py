@@ -10,7 +10,8 @@ from time import perf_counter
 from starlette.types import Receive, Send
 
 from gateway.asgi import Headers
-from gateway.errors import AnswerableError, ClientGone, UpstreamBroken, UpstreamTimeout
+from gateway.errors import AnswerableError, ClientGone, Overloaded, UpstreamBroken, UpstreamTimeout
+from gateway.limits import Places
 from gateway.metrics import Metrics
 from gateway.upstream import Upstream, UpstreamCall
 
@@ -87,20 +88,29 @@ class Client:
 
 
 async def forward(
-    upstream: Upstream, call: UpstreamCall, client: Client, headers: Headers, metrics: Metrics, *, copied: bool = False
+    upstream: Upstream,
+    call: UpstreamCall,
+    client: Client,
+    headers: Headers,
+    metrics: Metrics,
+    places: Places,
+    *,
+    copied: bool = False,
 ) -> Outcome:
     """Forward `call` and relay its answer with `headers` added, and a copy in the outcome where it is to be `copied`.
 
-    Raises UpstreamUnreachable, UpstreamTimeout or ClientGone where no answer has begun. An upstream that breaks off
-    later leaves the client's answer without its end, so that nobody takes half an answer for a whole one.
+    Raises Overloaded, UpstreamUnreachable, UpstreamTimeout or ClientGone where no answer has begun. An upstream that
+    breaks off later leaves the client's answer without its end, so that nobody takes half an answer for a whole one.
     """
     outcome = Outcome(bytearray() if copied else None)
     started = perf_counter()
     try:
-        async with client.watched():
+        async with client.watched(), places.taken():
             await _relay(upstream, call, client.send, headers, outcome)
         # Outside the watch: a client that hangs up on its last byte has not left early.
         await client.send({"type": "http.response.body", "body": b""})
+    except Overloaded:
+        raise
     except AnswerableError as error:
         kind = "timeout" if isinstance(error, UpstreamTimeout) else "unreachable"
         metrics.upstream_errors.labels(upstream.name, kind).inc()

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gateway.access import Access, build_access
 from gateway.decide import Decider
 from gateway.errors import NoUpstream
+from gateway.limits import Places
 from gateway.metrics import Metrics
 from gateway.providers import ProviderUpstream
 from gateway.recognise import Recogniser
@@ -25,6 +27,8 @@ class Services:
     decider: Decider
     upstreams: Mapping[str, Upstream]
     traces: TraceLog
+    access: Access
+    places: Places
 
     def upstream_of(self, project: str | None) -> Upstream:
         """Where a project's calls are forwarded to, or every other call (None). Raises NoUpstream."""
@@ -46,6 +50,8 @@ def build_services(settings: Settings, environ: Mapping[str, str]) -> Services:
         Decider(metrics),
         {name: _upstream(settings, name, environ) for name in settings.upstreams},
         TraceLog(store.url, store.spool, store.queue_size, metrics),
+        build_access(settings, metrics),
+        Places(settings.server, metrics),
     )
 
 

@@ -3,10 +3,12 @@
 import logging
 from time import perf_counter
 
+from gateway.access import Caller
 from gateway.answer import EVENT_STREAM, JSON, readable, render, render_stream
 from gateway.asgi import RELAYED_HEADERS, new_id, send_bytes, tracer_headers
 from gateway.decide import Decision, Lane, deferred
-from gateway.endpoints.exchange import Endpoint, Exchange
+from gateway.endpoints.exchange import Exchange
+from gateway.endpoints.passthrough import Relaying
 from gateway.errors import AnswerableError, InvalidRequest
 from gateway.learn import Forwarded, learn
 from gateway.recognise import MODEL_PREFIX, Recognised, has_room
@@ -20,15 +22,19 @@ logger = logging.getLogger(__name__)
 PATH = "/chat/completions"
 
 
-class Chat(Endpoint):
+class Chat(Relaying):
     """The ASGI endpoint."""
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer or forward one chat completion call."""
+        if exchange.encoded:
+            await self.relay(exchange)
+            return
         raw = await self.body(exchange)
         started = perf_counter()
         request = parse_chat(raw)
         found = self._recognise(request, exchange.project_header)
+        self.admit(exchange, None if found is None else found.project)
         if found is None:
             exchange.headers = RELAYED_HEADERS
             self.metrics.requests.labels("", Lane.TEACHER, "").inc()
@@ -40,7 +46,7 @@ class Chat(Endpoint):
 
     async def _serve_project(self, exchange: Exchange, request: ChatRequest, found: Recognised) -> Lane:
         call_id = new_id()
-        decision = await self._decide(found, request)
+        decision = await self._decide(found, request, exchange.caller)
         self.count(found.project, decision)
         exchange.headers = tracer_headers(found.project, decision, call_id)
         if decision.label is not None:
@@ -62,8 +68,8 @@ class Chat(Endpoint):
             logger.error("reading a call failed (%s); it is forwarded", type(error).__name__)
             return None
 
-    async def _decide(self, found: Recognised, request: ChatRequest) -> Decision:
-        serving = self.services.registry.serving(found.project)
+    async def _decide(self, found: Recognised, request: ChatRequest, caller: Caller) -> Decision:
+        serving = self.serving(found.project, caller)
         if found.reason is not None:
             return deferred(serving, found.reason)
         decision = await self.services.decider.decide(serving, found.text or "")
@@ -86,7 +92,11 @@ class Chat(Endpoint):
         headers = readable(scope["headers"]) if copied else scope["headers"]
         call = UpstreamCall("POST", PATH, scope["query_string"], headers, body)
         client = Client(exchange.receive, exchange.send)
-        return await forward(upstream, call, client, exchange.headers, self.metrics, copied=copied)
+        outcome = await forward(
+            upstream, call, client, exchange.headers, self.metrics, self.services.places, copied=copied
+        )
+        self.services.access.learned(upstream.name, exchange.caller, outcome.status)
+        return outcome
 
 
 async def _answer(exchange: Exchange, request: ChatRequest, label: str, call_id: str) -> None:

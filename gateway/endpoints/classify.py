@@ -5,6 +5,7 @@ from typing import Any
 import orjson
 from starlette.types import Message
 
+from gateway.access import Caller
 from gateway.answer import JSON, SURROGATE_MODEL
 from gateway.asgi import new_id, send_bytes, tracer_headers
 from gateway.decide import Decision, deferred
@@ -17,8 +18,6 @@ from gateway.relay import Client, Outcome, forward
 from gateway.upstream import UpstreamCall
 from gateway.wire import ChatRequest, parse_chat, parse_object
 
-_AUTHORIZATION = b"authorization"
-
 
 class Classify(Endpoint):
     """The ASGI endpoint.
@@ -30,12 +29,13 @@ class Classify(Endpoint):
     async def serve(self, exchange: Exchange) -> None:
         """Answer one call."""
         project = self.services.recogniser.named(exchange.scope["path_params"]["project"], "project")
+        self.admit(exchange, project)
         body = parse_object(await self.body(exchange))
         text = body.get("input")
         if type(text) is not str:
             raise InvalidRequest("'input' should be a string.", param="input")
         call_id = new_id()
-        decision = await self._decide(project, text)
+        decision = await self._decide(project, text, exchange.caller)
         self.count(project, decision)
         exchange.headers = tracer_headers(project, decision, call_id)
         request = None if decision.label is not None else self._question(project, text, body.get("messages"))
@@ -58,8 +58,8 @@ class Classify(Endpoint):
         label = learn(self.services, call, outcome)
         await answer_json(exchange, _answer(decision, label, request.model, body))
 
-    async def _decide(self, project: str, text: str) -> Decision:
-        serving = self.services.registry.serving(project)
+    async def _decide(self, project: str, text: str, caller: Caller) -> Decision:
+        serving = self.serving(project, caller)
         flaw = self.services.recogniser.flaw(text)
         return await self.services.decider.decide(serving, text) if flaw is None else deferred(serving, flaw)
 
@@ -75,10 +75,14 @@ class Classify(Endpoint):
 
     async def _ask(self, exchange: Exchange, call: Forwarded) -> Outcome:
         # Of the client's headers only its key belongs to the teacher's call: the body is ours.
-        key = [(name, value) for name, value in exchange.scope["headers"] if name == _AUTHORIZATION]
+        names = {name.encode() for name in self.services.settings.access.key_headers}
+        key = [(name, value) for name, value in exchange.scope["headers"] if name in names]
         headers = [(b"content-type", JSON), (b"accept", JSON), *key]
         asked = UpstreamCall("POST", PATH, b"", headers, call.request.raw)
-        return await forward(call.upstream, asked, Client(exchange.receive, _discard), [], self.metrics, copied=True)
+        client = Client(exchange.receive, _discard)
+        outcome = await forward(call.upstream, asked, client, [], self.metrics, self.services.places, copied=True)
+        self.services.access.learned(call.upstream.name, exchange.caller, outcome.status)
+        return outcome
 
 
 def _answer(decision: Decision, label: str | None, model: str | None, body: dict[str, Any]) -> dict[str, Any]:
