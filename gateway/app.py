@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.access import check_access
 from gateway.asgi import LOCAL_HEADERS
 from gateway.endpoints.chat import Chat
 from gateway.endpoints.classify import Classify
@@ -25,6 +26,7 @@ from gateway.settings import Settings
 
 def create_app(settings: Settings, environ: Mapping[str, str] = os.environ) -> Starlette:
     """The gateway as an ASGI app; raises SettingsError. Nothing is opened before its lifespan starts."""
+    check_access(settings)
     services = build_services(settings, environ)
     app = Starlette(
         routes=_routes(services),
@@ -62,6 +64,8 @@ async def _running(services: Services) -> AsyncIterator[None]:
         stack.callback(services.decider.close)
         await services.traces.start()
         stack.push_async_callback(services.traces.stop)
+        await services.access.start()
+        stack.push_async_callback(services.access.stop)
         await services.registry.start()
         stack.push_async_callback(services.registry.stop)
         yield

@@ -54,8 +54,7 @@ async def write_arguments(
     if body is None:
         return None
     try:
-        headers = exchange.scope["headers"]
-        outcome = await ask(writer.upstream, request.surface, body, headers, exchange.receive, services.metrics)
+        outcome = await ask(services, exchange, writer.upstream, request.surface, body)
     except AnswerableError:
         return None
     return _read(outcome, request.surface, asked, tool)

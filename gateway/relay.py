@@ -12,6 +12,7 @@ from starlette.types import Receive, Send
 
 from gateway.asgi import Headers
 from gateway.errors import ClientGone, UpstreamBroken
+from gateway.limits import Places
 from gateway.metrics import Metrics
 from gateway.upstream import Upstream, UpstreamAnswer, UpstreamCall
 
@@ -130,7 +131,14 @@ class _Upload:
 
 
 async def forward(
-    upstream: Upstream, call: UpstreamCall, client: Client, headers: Headers, metrics: Metrics, *, copied: bool = False
+    upstream: Upstream,
+    call: UpstreamCall,
+    client: Client,
+    headers: Headers,
+    metrics: Metrics,
+    places: Places,
+    *,
+    copied: bool = False,
 ) -> Outcome:
     """Forward `call` and relay its answer with `headers` added, and a copy in the outcome where it is to be `copied`.
 
@@ -140,7 +148,7 @@ async def forward(
     outcome = Outcome(bytearray() if copied else None)
     started = perf_counter()
     try:
-        async with client.watched():
+        async with client.watched(), places.taken():
             await _relay(upstream, call, client.send, headers, outcome)
         # Outside the watch: a client that hangs up on its last byte has not left early.
         await client.send({"type": "http.response.body", "body": b""})

@@ -4,6 +4,7 @@ from typing import Any
 
 import orjson
 
+from gateway.access import Caller
 from gateway.answer import JSON, SURROGATE_MODEL
 from gateway.asgi import new_id, send_bytes, tracer_headers
 from gateway.asking import ask
@@ -26,12 +27,13 @@ class Classify(Endpoint):
     async def serve(self, exchange: Exchange) -> None:
         """Answer one call."""
         project = self.services.recogniser.named(exchange.scope["path_params"]["project"], "project")
+        self.admit(exchange, project)
         body = parse_object(await self.body(exchange))
         text = body.get("input")
         if type(text) is not str:
             raise InvalidRequest("'input' should be a string.", param="input")
         call_id = new_id()
-        decision = await self._decide(project, text)
+        decision = await self._decide(project, text, exchange.caller)
         self.count(project, decision)
         exchange.headers = tracer_headers(project, decision, call_id)
         request = None if decision.label is not None else self._question(project, text, body.get("messages"))
@@ -42,9 +44,7 @@ class Classify(Endpoint):
         upstream = self.services.upstream_of(project)
         found = Recognised(project, text if self.services.recogniser.flaw(text) is None else None)
         call = Forwarded(call_id, found, decision, request, request.model, upstream)
-        outcome = await ask(
-            upstream, Surface.CHAT, request.raw, exchange.scope["headers"], exchange.receive, self.metrics
-        )
+        outcome = await ask(self.services, exchange, upstream, Surface.CHAT, request.raw)
         exchange.headers = [*exchange.headers, (b"x-tracer-upstream", outcome.upstream.encode())]
         if outcome.copy is None:
             raise UpstreamUnreachable(
@@ -58,8 +58,8 @@ class Classify(Endpoint):
         label = None if answer is None else self._label(project, answer)
         await answer_json(exchange, _answer(decision, label, request.model, body))
 
-    async def _decide(self, project: str, text: str) -> Decision:
-        serving = self.services.registry.serving(project)
+    async def _decide(self, project: str, text: str, caller: Caller) -> Decision:
+        serving = self.serving(project, caller)
         flaw = self.services.recogniser.flaw(text)
         return await self.services.decider.decide(serving, text) if flaw is None else deferred(serving, flaw)
 

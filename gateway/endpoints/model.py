@@ -11,7 +11,8 @@ from gateway.arguments import Writer, write_arguments
 from gateway.asgi import RELAYED_HEADERS, new_id, tracer_headers
 from gateway.control import Control, Mode, explanation, read_control
 from gateway.decide import Decision, Lane, deferred
-from gateway.endpoints.exchange import Endpoint, Exchange
+from gateway.endpoints.exchange import Exchange
+from gateway.endpoints.passthrough import Relaying
 from gateway.errors import AnswerableError, InvalidRequest, KeptLocal
 from gateway.learn import Forwarded, learn
 from gateway.reading import readable
@@ -43,7 +44,7 @@ class LocalCall:
     usage: bytes | None = None
 
 
-class ModelEndpoint(Endpoint):
+class ModelEndpoint(Relaying):
     """An ASGI endpoint; a subclass knows the shapes of one surface."""
 
     surface: ClassVar[Surface]
@@ -62,11 +63,15 @@ class ModelEndpoint(Endpoint):
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer or forward one call."""
+        if exchange.encoded:
+            await self.relay(exchange)
+            return
         control = read_control(exchange.scope)
         raw = await self.body(exchange)
         started = perf_counter()
         request = self.parse(raw)
         found = self._recognise(request, control)
+        self.admit(exchange, None if found is None else found.project)
         if found is None:
             exchange.headers = RELAYED_HEADERS
             self.metrics.requests.labels("", Lane.TEACHER, "").inc()
@@ -79,7 +84,7 @@ class ModelEndpoint(Endpoint):
     async def _serve_project(
         self, exchange: Exchange, request: ModelRequest, found: Recognised, control: Control
     ) -> Lane:
-        serving = self.services.registry.serving(found.project)
+        serving = self.serving(found.project, exchange.caller)
         call = LocalCall(new_id(), request, found, control, serving)
         decision = await self._decide(call)
         if decision.label is not None and call.reply is not None and _wants_arguments(call.reply):
@@ -170,7 +175,11 @@ class ModelEndpoint(Endpoint):
         headers = readable(scope["headers"]) if copied else scope["headers"]
         call = UpstreamCall("POST", self.surface, scope["query_string"], headers, body)
         client = Client(exchange.receive, exchange.send)
-        return await forward(upstream, call, client, exchange.headers, self.metrics, copied=copied)
+        outcome = await forward(
+            upstream, call, client, exchange.headers, self.metrics, self.services.places, copied=copied
+        )
+        self.services.access.learned(upstream.name, exchange.caller, outcome.status)
+        return outcome
 
 
 def _wants_arguments(reply: Answer) -> bool:
