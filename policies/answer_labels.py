@@ -16,6 +16,8 @@ from policies.types import Answer, AnswerKind
 # LLM writes them. A gate for 0.95 could not pass with more calls than that whose arguments nobody can know.
 _CLOSED = 0.95
 
+_SHOWN = 3
+
 _Groups = dict[str, Counter[Answer]]
 
 
@@ -56,7 +58,7 @@ def label_answers(answers: Sequence[Answer], merge: bool) -> Labelled:
         fields=tuple(name for found in structures for name in found.heads),
         words=_words(groups, structures, normaliser),
         merges=_merges(label_of_key, groups, modal),
-        notes=_notes(counts, groups, structures),
+        notes=[*_notes(counts, groups, structures), *_twins(modal)],
         classes=_classes(label_of_key, structures),
     )
 
@@ -229,25 +231,25 @@ def _classes(label_of_key: Mapping[str, str], structures: Sequence[_Structure]) 
 
 def _words(groups: _Groups, structures: Sequence[_Structure], normaliser: Normaliser) -> str:
     """What the answers are, the most frequent kind first."""
-    parts: list[tuple[int, str]] = []
-    texts = sum(answers.total() for key, answers in groups.items() if key.startswith("text "))
-    if texts:
-        parts.append((texts, "plain text"))
+    parts: Counter[str] = Counter()
+    single = [found.name for found in structures if found.name and found.labels < 2]
+    for key, answers in groups.items():
+        tool = next(iter(answers)).text
+        if key.startswith("text "):
+            parts["plain text"] += answers.total()
+        elif tool in normaliser.open_tools and key.startswith("tool "):
+            parts[f"calls of {_listed(normaliser.open_tools)} with arguments that an LLM must write"] += answers.total()
     for found in structures:
-        what = f"calls of {found.name!r}" if found.name else "JSON objects"
-        parts.append((found.calls, f"{what}{_fields_in_words(found)}"))
-    if normaliser.open_tools:
-        calls = sum(
-            answers.total()
-            for answers in groups.values()
-            if (answer := next(iter(answers))).kind is AnswerKind.TOOL and answer.text in normaliser.open_tools
-        )
-        parts.append((calls, f"calls of {_listed(normaliser.open_tools)} with arguments that an LLM must write"))
-    parts.sort(key=lambda part: -part[0])
-    total = sum(count for count, _ in parts)
-    if len(parts) == 1:
-        return parts[0][1]
-    return "; ".join(f"{words} ({count / total:.1%})" for count, words in parts) or "none that could be learned"
+        if found.name in single:
+            parts[f"calls of {_listed(single)}"] += found.calls
+        else:
+            what = f"calls of {found.name!r}" if found.name else "JSON objects"
+            parts[f"{what}{_fields_in_words(found)}"] += found.calls
+    if len(parts) < 2:
+        return next(iter(parts), "none that can be learned")
+    total = parts.total()
+    shown = [f"{words} ({count / total:.1%})" for words, count in parts.most_common(_SHOWN)]
+    return "; ".join(shown) + ("" if len(parts) <= _SHOWN else f"; and {len(parts) - _SHOWN} more kinds")
 
 
 def _fields_in_words(found: _Structure) -> str:
@@ -260,6 +262,8 @@ def _fields_in_words(found: _Structure) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     quoted = [repr(name) for name in names]
+    if len(quoted) > _SHOWN + 1:
+        return f"{', '.join(quoted[:_SHOWN])} and {len(quoted) - _SHOWN} more"
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 
 
@@ -284,3 +288,15 @@ def _notes(counts: Counter[Answer], groups: _Groups, structures: Sequence[_Struc
             what = f"calls of {found.name!r}" if found.name else "JSON answers"
             notes.append(f"{deviating} {what} do not follow the form of the others, and count as disagreement")
     return notes
+
+
+def _twins(labels: Iterable[str]) -> list[str]:
+    """A note where a person would take labels for one."""
+    spellings: dict[str, list[str]] = {}
+    for label in labels:
+        spellings.setdefault(" ".join(label.casefold().split()), []).append(label)
+    twins = [" and ".join(map(repr, sorted(names))) for names in spellings.values() if len(names) > 1]
+    if not twins:
+        return []
+    more = f" and {len(twins) - _SHOWN} more" if len(twins) > _SHOWN else ""
+    return [f"labels differ by case or white space alone, and are told apart: {'; '.join(twins[:_SHOWN])}{more}"]

@@ -14,13 +14,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from policies.answers import AnswerForms
 from policies.errors import ArtifactError, PolicyDamaged, PolicyMissing
+from policies.input_form import InputForm
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
@@ -105,6 +107,8 @@ class Manifest:
     `threshold` is the last stage's, or None. `protected` maps labels that have a threshold of their own to it;
     None: never answered. `frontier` has the certified targets, lowest first; they hold jointly at the certificate's
     confidence.
+    `answers` has the teacher's answer for each label, `input_form` the template that messages
+    are built from, None where they are read whole.
     """
 
     version: str
@@ -123,6 +127,8 @@ class Manifest:
     settings: dict[str, Any]
     certificate: Certificate
     files: dict[str, File]
+    answers: AnswerForms = field(default_factory=AnswerForms)
+    input_form: InputForm | None = None
     schema_version: int = SCHEMA_VERSION
 
     # The names code written for `tracer-llm` reads.
@@ -270,7 +276,7 @@ def _shallow(manifest: Manifest) -> dict[str, Any]:
 
 
 def _write_manifest(root: Path, manifest: Manifest) -> None:
-    body = asdict(manifest)
+    body = asdict(replace(manifest, answers=AnswerForms())) | {"answers": manifest.answers.to_dict()}
     body["checksum"] = _checksum(body)
     temporary = root / f".{MANIFEST}.{os.getpid()}"
     _write_durably(temporary, orjson.dumps(body, option=orjson.OPT_INDENT_2))
@@ -299,8 +305,10 @@ def _parse_manifest(found: object, where: str) -> Manifest:
         body["stages"] = [StageEntry(**entry) for entry in body["stages"]]
         body["frontier"] = [FrontierEntry(**entry) for entry in body["frontier"]]
         body["files"] = {role: File(**entry) for role, entry in body["files"].items()}
+        body["answers"] = AnswerForms.from_dict(body["answers"])
+        body["input_form"] = None if body["input_form"] is None else InputForm(**body["input_form"])
         return Manifest(**body)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PolicyDamaged(f"{where}: {error}") from error
 
 

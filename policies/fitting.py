@@ -25,6 +25,7 @@ from policies.artifact import MANIFEST, Manifest, StageEntry, read_file, read_ma
 from policies.encoders import Encoder
 from policies.errors import ArtifactError, FitError, PolicyDamaged
 from policies.features import MAX_CHARS, TextEncoder
+from policies.forms import Forms
 from policies.judging import Judged, judge
 from policies.learning import Learned, Progress, learn, silent
 from policies.policy import Policy, read_encoder
@@ -164,8 +165,10 @@ def _candidate(
 ) -> _Candidate:
     if embeddings is not None:
         embeddings = _checked_embeddings(embeddings, len(traces))
+    progress("forms", 0.0)
+    forms = Forms.learn(traces, config.merge_labels, read_inputs=embeddings is None)
     specs = ["given"] if embeddings is not None else FeatureSpec.parse(config.features).options()
-    options = [_option(traces, config, (spec, len(specs)), embeddings, progress, encoder) for spec in specs]
+    options = [_option(forms, traces, config, (spec, len(specs)), embeddings, progress, encoder) for spec in specs]
     chosen = _best(options, config.latency_budget_us)
     judged, reading = chosen.judged, chosen.learned.reading
     if len(options) > 1:
@@ -182,6 +185,7 @@ def _candidate(
 
 
 def _option(
+    forms: Forms,
     traces: list[Trace],
     config: FitConfig,
     option: tuple[str, int],
@@ -189,13 +193,14 @@ def _option(
     progress: Progress,
     encoder: Encoder | None,
 ) -> _Option:
-    """`option` is the spec, and among how many."""
+    """`option` is the spec, and among how many; `traces` as they came."""
     spec, n_options = option
+    named = forms.settings(config)
     # The solver's matrices are small: more BLAS threads than one only spin, and starve a gateway on the same machine.
     with threadpool_limits(1):
-        learned = learn(traces, config, spec, embeddings, progress, encoder)
+        learned = learn(forms.traces, named, spec, embeddings, progress, encoder, forms.answers.heads())
         progress("gate", 0.82)
-        judged = judge(learned, config, n_options)
+        judged = _with_forms(judge(learned, named, n_options), forms)
         stages: list[tuple[StageEntry, bytes]] = []
         if judged.ruling is not None and not judged.certificate.refused:
             progress("export", 0.88)
@@ -217,9 +222,17 @@ def _option(
         settings=asdict(config),
         certificate=judged.certificate,
         files={},
+        answers=forms.answers.only(learned.labels),
+        input_form=forms.input_form,
     )
     found = _Option(manifest, learned, judged, {entry.model: graph for entry, graph in stages})
     return found if n_options == 1 else replace(found, microseconds=_mean_microseconds(found, traces))
+
+
+def _with_forms(judged: Judged, forms: Forms) -> Judged:
+    """The verdict, with what there is to say of the forms."""
+    certificate = replace(judged.certificate, notes=[*judged.certificate.notes, *forms.notes()])
+    return replace(judged, certificate=certificate, report=judged.report | {"merges": forms.answers.merges})
 
 
 def _mean_microseconds(option: _Option, traces: list[Trace]) -> float | None:

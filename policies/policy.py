@@ -14,13 +14,14 @@ from policies.encoders import Encoder, load_encoder
 from policies.errors import PolicyDamaged
 from policies.features import TextEncoder, text_inputs
 from policies.session import open_session, run_session
-from policies.types import LocalDecision, Reason
+from policies.types import Answer, LocalDecision, Reason
 
 Embedding = NDArray[np.float32]
 
 _REFUSED = LocalDecision(None, False, 0.0, Reason.REFUSED)
 _EMPTY = LocalDecision(None, False, 0.0, Reason.EMPTY)
 _TOO_LONG = LocalDecision(None, False, 0.0, Reason.TOO_LONG)
+_TEMPLATE = LocalDecision(None, False, 0.0, Reason.TEMPLATE)
 _NO_EMBEDDING = LocalDecision(None, False, 0.0, Reason.NO_EMBEDDING)
 _MIN_AGREEMENT = LocalDecision(None, False, 0.0, Reason.MIN_AGREEMENT)
 
@@ -53,11 +54,13 @@ class Policy:
         self.manifest = manifest
         self.version = manifest.version
         self.labels = tuple(manifest.labels)
+        self.answers = manifest.answers.answers
         self.certified = not manifest.certificate.refused
         self.input_kind = manifest.input_kind
         self.embedding_dim = manifest.embedding_dim
         self.threshold = _limit(manifest.threshold)
         self._stages = [_Stage(entry, open_session(graphs[entry.model])) for entry in manifest.stages]
+        self._input_form = manifest.input_form
         self._tokenizer = tokenizer
         self._encoder = encoder
         self._limits = self._limits_of([entry.threshold for entry in manifest.stages], manifest.protected)
@@ -74,6 +77,8 @@ class Policy:
         limited = set(manifest.protected).union(*(entry.protected for entry in manifest.frontier))
         if not manifest.stages or not limited <= set(manifest.labels):
             raise PolicyDamaged(f"{path}: certified, but without thresholds")
+        if manifest.answers.answers.keys() != set(manifest.labels):
+            raise PolicyDamaged(f"{path}: certified, but not with an answer for every label")
         graphs = {entry.model: read_file(path, manifest, entry.model) for entry in manifest.stages}
         tokenizer = None
         if any(entry.tokens for entry in manifest.stages):
@@ -82,6 +87,10 @@ class Policy:
             except ValueError as error:
                 raise PolicyDamaged(f"{path}: tokenizer.json: {error}") from error
         return cls(manifest, graphs, tokenizer, read_encoder(path, manifest))
+
+    def label_of(self, answer: Answer) -> str | None:
+        """Which label a teacher's answer is; None where it is none of them."""
+        return self.manifest.answers.label_of(answer)
 
     @property
     def slow(self) -> bool:
@@ -153,6 +162,11 @@ class Policy:
     def _decide_text(self, text: str, n_stages: int, limits: _Limits) -> LocalDecision:
         if self.input_kind != "text" or self._tokenizer is None:
             return _NO_EMBEDDING
+        if self._input_form is not None:
+            variable = self._input_form.variable(text)
+            if variable is None:
+                return _TEMPLATE
+            text = variable
         if len(text) > self.manifest.max_chars:
             return _TOO_LONG
         tokens = self._tokenizer.encode(text)
