@@ -36,7 +36,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected: its first request is due."""
         self._part = _Part.NOTHING
-        self._request_bytes = self._body_bytes = self._fed_bytes = 0
+        self._request_bytes = self._body_bytes = self._fed_bytes = self._first_bytes = 0
         self._too_large = False
         self._due: asyncio.TimerHandle | None = None
         super().connection_made(transport)
@@ -86,7 +86,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         self._part = _Part.HEAD
+        # How many of the bytes at hand are of this request is not known: none is the least, all of them the most.
         self._request_bytes = self._body_bytes = 0
+        self._first_bytes = self._fed_bytes
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -96,8 +98,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there. Raising refuses the request before the application hears of it."""
-        if self._request_bytes + self._fed_bytes > HEAD_BYTES:
-            # The bytes at hand may be of more than this head.
+        if self._request_bytes + self._first_bytes > HEAD_BYTES:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             self._too_large = size > HEAD_BYTES
             if self._too_large:
