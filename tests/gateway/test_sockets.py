@@ -191,6 +191,13 @@ def test_an_offer_of_another_protocol_is_declined(
     assert [call.body for call in teacher.calls] == [BODY] * 3
 
 
+def test_many_offers_at_once_are_declined_one_by_one(gateway: ThreadedGateway) -> None:
+    """However many come in one piece."""
+    with _connect(gateway) as connection:
+        connection.sendall(HEALTH.replace(b"\r\n\r\n", b"\r\n" + UPGRADE + b"\r\n") * 1_500)
+        assert _statuses(_read(connection, lambda got: got.count(b'"ok"') == 1_500)) == [200] * 1_500
+
+
 def test_pipelined_calls_are_answered_in_order(gateway: ThreadedGateway, teacher: ScriptedTeacher) -> None:
     """Each with its own answer."""
     with _connect(gateway) as connection:
