@@ -13,8 +13,9 @@ from typing import Any
 import orjson
 
 from gateway.errors import InvalidRequest, NotFound, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
+from gateway.headers import forwarded
 from gateway.settings import UpstreamSettings
-from gateway.upstream import UpstreamAnswer, UpstreamCall
+from gateway.upstream import Origin, UpstreamAnswer, UpstreamCall
 from gateway.wire import parse_object
 
 _CHAT = "/chat/completions"
@@ -73,8 +74,8 @@ class ProviderUpstream:
         except Exception as error:  # noqa: BLE001 - litellm lets its providers' own exceptions through beside its own
             return self._refusal(error)
         if body.get("stream"):
-            return _StreamAnswer(answer)
-        return _WholeAnswer(200, [_JSON], answer.model_dump_json().encode())
+            return _StreamAnswer(answer, Origin(self.name))
+        return _WholeAnswer(200, [_JSON], answer.model_dump_json().encode(), Origin(self.name))
 
     def _refusal(self, error: Exception) -> UpstreamAnswer:
         """The provider's own status and message in OpenAI's shape; raises where it gave none."""
@@ -97,12 +98,13 @@ class ProviderUpstream:
         given = getattr(error, "litellm_response_headers", None) or {}
         if retry_after := given.get("retry-after"):
             headers.append((b"retry-after", str(retry_after).encode("latin-1")))
-        return _WholeAnswer(status, headers, orjson.dumps({"error": fields}, default=str))
+        return _WholeAnswer(status, headers, orjson.dumps({"error": fields}, default=str), Origin(self.name))
 
 
 class _WholeAnswer:
-    def __init__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    def __init__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, origin: Origin) -> None:
         self.status = status
+        self.origin = origin
         self.headers = [*headers, (b"content-length", b"%d" % len(body))]
         self._body = body
 
@@ -115,8 +117,9 @@ class _WholeAnswer:
 
 
 class _StreamAnswer:
-    def __init__(self, chunks: Any) -> None:
+    def __init__(self, chunks: Any, origin: Origin) -> None:
         self.status = 200
+        self.origin = origin
         self.headers = [_EVENTS, (b"cache-control", b"no-cache")]
         self._chunks = chunks
         self._ended = False
@@ -154,7 +157,7 @@ def _import_litellm() -> Any:
 
 
 def _bearer(call: UpstreamCall) -> str | None:
-    """The client's own key, which travels where none is configured."""
-    given = next((value.decode("latin-1") for name, value in call.headers if name == b"authorization"), "")
+    """The client's own key, which travels where none is configured and it is not one of ours."""
+    given = next((v.decode("latin-1") for n, v in forwarded(call.headers) if n == b"authorization"), "")
     scheme, _, key = given.partition(" ")
     return key.strip() if scheme.lower() == "bearer" and key.strip() else None

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -10,21 +11,26 @@ from time import perf_counter
 from starlette.types import Receive, Send
 
 from gateway.asgi import Headers
-from gateway.errors import AnswerableError, ClientGone, UpstreamBroken, UpstreamTimeout
+from gateway.errors import ClientGone, UpstreamBroken
+from gateway.limits import Places
 from gateway.metrics import Metrics
-from gateway.upstream import Upstream, UpstreamCall
+from gateway.upstream import Upstream, UpstreamAnswer, UpstreamCall
 
 logger = logging.getLogger(__name__)
 
 # A label of 512 characters, one an event, with room to spare; what is longer is no label.
 _COPY_LIMIT = 262_144
-# Pieces of an upload that may wait for the upstream; more would only fill memory.
-_UPLOAD_AHEAD = 4
+# Bytes of an upload that may wait for an upstream that takes none. While there is room the client's leaving is noticed;
+# beyond it, the upstream's write_timeout ends the call.
+_UPLOAD_AHEAD = 1_048_576
 
 
 @dataclass(slots=True)
 class Outcome:
     """What came back from an upstream. `status` is 0 until an answer has begun.
+
+    `upstream` is the one that answered, `fallback` whether it stood in for the one that was to be asked, and `model`
+    what it was asked for where that is another model than the call's. A fallback's answer is not the teacher's.
 
     `copy` holds the body's bytes; None where nobody asked for them, or they are no whole answer of a label's size.
     """
@@ -32,6 +38,15 @@ class Outcome:
     copy: bytearray | None
     status: int = 0
     headers: Headers = field(default_factory=list)
+    upstream: str = ""
+    model: str | None = None
+    fallback: bool = False
+
+    def began(self, answer: UpstreamAnswer) -> None:
+        """Take down what there is of an answer whose body is yet to come."""
+        self.status, self.headers = answer.status, answer.headers
+        origin = answer.origin
+        self.upstream, self.model, self.fallback = origin.upstream, origin.model, origin.fallback
 
     def keep(self, chunk: bytes) -> None:
         """Add a piece to the copy, which is given up where it grows beyond a label's answer."""
@@ -47,11 +62,11 @@ class Client:
     def __init__(self, receive: Receive, send: Send) -> None:
         self.send = send
         self._receive = receive
-        self._upload: asyncio.Queue[bytes | None] = asyncio.Queue(_UPLOAD_AHEAD)
+        self._upload = _Upload()
 
     async def upload(self) -> AsyncIterator[bytes]:
         """The request body as it comes; only inside `watched`."""
-        while (piece := await self._upload.get()) is not None:
+        while piece := await self._upload.take():
             yield piece
 
     @contextlib.asynccontextmanager
@@ -80,50 +95,81 @@ class Client:
 
     async def _until_gone(self) -> None:
         while (message := await self._receive())["type"] != "http.disconnect":
-            if body := message.get("body"):
-                await self._upload.put(body)
-            if not message.get("more_body", False):
-                await self._upload.put(None)
+            await self._upload.put(message.get("body", b""), last=not message.get("more_body", False))
+
+
+class _Upload:
+    """What a client has sent and an upstream has not taken: as much as comes, and no more while that is too much."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+        self._ended = False
+        self._changed = asyncio.Event()
+
+    async def put(self, piece: bytes, *, last: bool) -> None:
+        if piece:
+            self._pieces.append(piece)
+            self._size += len(piece)
+        self._ended = self._ended or last
+        self._changed.set()
+        while self._size >= _UPLOAD_AHEAD and not self._ended:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def take(self) -> bytes:
+        """The next piece; b"" at the end."""
+        while not self._pieces:
+            if self._ended:
+                return b""
+            self._changed.clear()
+            await self._changed.wait()
+        piece = self._pieces.popleft()
+        self._size -= len(piece)
+        self._changed.set()
+        return piece
 
 
 async def forward(
-    upstream: Upstream, call: UpstreamCall, client: Client, headers: Headers, metrics: Metrics, *, copied: bool = False
+    upstream: Upstream,
+    call: UpstreamCall,
+    client: Client,
+    headers: Headers,
+    metrics: Metrics,
+    places: Places,
+    *,
+    copied: bool = False,
 ) -> Outcome:
     """Forward `call` and relay its answer with `headers` added, and a copy in the outcome where it is to be `copied`.
 
-    Raises UpstreamUnreachable, UpstreamTimeout or ClientGone where no answer has begun. An upstream that breaks off
-    later leaves the client's answer without its end, so that nobody takes half an answer for a whole one.
+    Raises AnswerableError or ClientGone where no answer has begun. An upstream that breaks off later leaves the
+    client's answer without its end, so that nobody takes half an answer for a whole one.
     """
     outcome = Outcome(bytearray() if copied else None)
     started = perf_counter()
     try:
-        async with client.watched():
+        async with client.watched(), places.taken():
             await _relay(upstream, call, client.send, headers, outcome)
         # Outside the watch: a client that hangs up on its last byte has not left early.
         await client.send({"type": "http.response.body", "body": b""})
-    except AnswerableError as error:
-        kind = "timeout" if isinstance(error, UpstreamTimeout) else "unreachable"
-        metrics.upstream_errors.labels(upstream.name, kind).inc()
-        raise
     except UpstreamBroken as error:
-        metrics.upstream_errors.labels(upstream.name, "broken").inc()
-        logger.warning("upstream %s: %s", upstream.name, error)
+        metrics.upstream_errors.labels(outcome.upstream, "broken").inc()
+        logger.warning("upstream %s: %s", outcome.upstream, error)
         outcome.copy = None
     except ClientGone:
         if not outcome.status:
             raise
         metrics.disconnects.inc()
-    metrics.upstream_seconds.labels(upstream.name).observe(perf_counter() - started)
-    if outcome.status >= 400:
-        metrics.upstream_errors.labels(upstream.name, f"status_{outcome.status // 100}xx").inc()
+    metrics.upstream_seconds.labels(outcome.upstream).observe(perf_counter() - started)
     return outcome
 
 
 async def _relay(upstream: Upstream, call: UpstreamCall, send: Send, headers: Headers, outcome: Outcome) -> None:
     answer = await upstream.send(call)
     try:
-        outcome.status, outcome.headers = answer.status, answer.headers
-        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers + headers})
+        outcome.began(answer)
+        added = [*headers, (b"x-tracer-upstream", outcome.upstream.encode())]
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers + added})
         while chunk := await answer.read():
             outcome.keep(chunk)
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gateway.access import Access, build_access
+from gateway.attempts import Fallback, Guarded, Route
 from gateway.decide import Decider
 from gateway.errors import NoUpstream
+from gateway.limits import Places
 from gateway.metrics import Metrics
 from gateway.providers import ProviderUpstream
 from gateway.recognise import Recogniser
@@ -25,6 +28,8 @@ class Services:
     decider: Decider
     upstreams: Mapping[str, Upstream]
     traces: TraceLog
+    access: Access
+    places: Places
 
     def upstream_of(self, project: str | None) -> Upstream:
         """Where a project's calls are forwarded to, or every other call (None). Raises NoUpstream."""
@@ -44,9 +49,22 @@ def build_services(settings: Settings, environ: Mapping[str, str]) -> Services:
         Recogniser(settings),
         Registry(settings, metrics),
         Decider(metrics),
-        {name: _upstream(settings, name, environ) for name in settings.upstreams},
+        _routes(settings, environ, metrics),
         TraceLog(store.url, store.spool, store.queue_size, metrics),
+        build_access(settings, metrics),
+        Places(settings.server, metrics),
     )
+
+
+def _routes(settings: Settings, environ: Mapping[str, str], metrics: Metrics) -> dict[str, Upstream]:
+    guarded = {
+        name: Guarded(_upstream(settings, name, environ), upstream, metrics)
+        for name, upstream in settings.upstreams.items()
+    }
+    return {
+        name: Route(guarded[name], [Fallback(guarded[f.upstream], f.model) for f in upstream.fallbacks], metrics)
+        for name, upstream in settings.upstreams.items()
+    }
 
 
 def _upstream(settings: Settings, name: str, environ: Mapping[str, str]) -> Upstream:

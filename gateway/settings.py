@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
@@ -16,9 +17,10 @@ from pydantic_core import ErrorDetails
 from gateway.errors import SettingsError
 
 # Names appear in paths, headers and metric labels.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # `/v1/classify` would be read as a path of the API.
 _RESERVED = frozenset({"v1"})
+_HEADER = re.compile(r"[A-Za-z0-9-]+")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -35,10 +37,38 @@ class ServerSettings(_Frozen):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     max_body_bytes: PositiveInt = 33_554_432
     max_input_chars: PositiveInt = 16_384
+    max_batch_rows: PositiveInt = 10_000
+    max_concurrency: PositiveInt = 1_000
+    max_queue: Annotated[int, Field(ge=0)] = 1_000
+    queue_timeout: Seconds = 30.0
+    request_timeout: Seconds = 60.0
     keep_alive_timeout: PositiveInt = 75
     shutdown_timeout: PositiveInt = 30
     policy_poll_seconds: Seconds = 1.0
     access_log: bool = False
+
+
+class AccessSettings(_Frozen):
+    """Who may ask. `key_headers` are what an upstream may tell callers apart by."""
+
+    mode: Literal["none", "passthrough", "keys"] = "none"
+    keys_file: Path = Path(".tracer/keys.json")
+    key_seconds: Seconds = 300.0
+    key_headers: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "authorization",
+        "api-key",
+        "x-api-key",
+        "x-goog-api-key",
+        "openai-organization",
+        "openai-project",
+    )
+
+    @field_validator("key_headers")
+    @classmethod
+    def _lower_case(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_HEADER.fullmatch(name) for name in value):
+            raise ValueError("should be names of headers")
+        return tuple(name.lower() for name in value)
 
 
 class StoreSettings(_Frozen):
@@ -47,6 +77,13 @@ class StoreSettings(_Frozen):
     url: str = "sqlite:///.tracer/traces.db"
     spool: Path = Path(".tracer/spool.jsonl")
     queue_size: PositiveInt = 10_000
+
+
+class FallbackSettings(_Frozen):
+    """Who is asked where an upstream does not answer; `model` None asks for the model of the call."""
+
+    upstream: str
+    model: Annotated[str, Field(min_length=1)] | None = None
 
 
 class UpstreamSettings(_Frozen):
@@ -58,13 +95,22 @@ class UpstreamSettings(_Frozen):
     training_allowed: bool = True
     connect_timeout: Seconds = 10.0
     read_timeout: Seconds = 600.0
+    write_timeout: Seconds = 60.0
+    pool_timeout: Seconds = 10.0
     max_connections: PositiveInt = 1_000
+    retries: Annotated[int, Field(ge=0, le=10)] = 0
+    max_retry_wait: Seconds = 20.0
+    fallbacks: tuple[FallbackSettings, ...] = ()
+    breaker_failures: Annotated[int, Field(ge=0)] = 5
+    breaker_seconds: Seconds = 10.0
 
     @field_validator("base_url")
     @classmethod
     def _http_url(cls, value: str | None) -> str | None:
         if value is not None and not re.match(r"https?://[^/\s?#]+[^\s?#]*$", value):
             raise ValueError("should be http(s)://host[:port]/path, without a query")
+        if value is not None and "@" in value.split("/")[2]:
+            raise ValueError("should hold no credentials; name the variable that holds the key in api_key_env")
         return value
 
     @model_validator(mode="after")
@@ -72,6 +118,10 @@ class UpstreamSettings(_Frozen):
         if self.provider == "openai" and self.base_url is None:
             raise ValueError("needs base_url, for example https://api.openai.com/v1")
         return self
+
+    def same_place(self, other: "UpstreamSettings") -> bool:
+        """Whether a key for the one is a key for the other: same provider, same host."""
+        return (self.provider, _host(self.base_url)) == (other.provider, _host(other.base_url))
 
 
 class MatchSettings(_Frozen):
@@ -96,6 +146,8 @@ class ProjectSettings(_Frozen):
     policy: Path
     upstream: str | None = None
     teacher: str | None = None
+    mini: str | None = None
+    mini_upstream: str | None = None
     match: MatchSettings | None = None
     multi_turn: Literal["defer", "last_user_message"] = "defer"
     prompt: str | None = None
@@ -105,6 +157,7 @@ class Settings(_Frozen):
     """The whole file."""
 
     server: ServerSettings = ServerSettings()
+    access: AccessSettings = AccessSettings()
     store: StoreSettings = StoreSettings()
     upstreams: Mapping[str, UpstreamSettings] = {}
     default_upstream: str | None = None
@@ -115,7 +168,7 @@ class Settings(_Frozen):
     @classmethod
     def _names(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
         for name in value:
-            if not _NAME.fullmatch(name) or name in _RESERVED:
+            if not NAME.fullmatch(name) or name in _RESERVED:
                 raise ValueError(f"{name!r} cannot be a name: use letters, digits, '.', '_' and '-' (and not 'v1')")
         return value
 
@@ -125,10 +178,72 @@ class Settings(_Frozen):
             ("default_upstream", self.default_upstream, self.upstreams)
         ]
         wanted += [(f"projects.{name}.upstream", p.upstream, self.upstreams) for name, p in self.projects.items()]
+        wanted += [
+            (f"projects.{name}.mini_upstream", p.mini_upstream, self.upstreams) for name, p in self.projects.items()
+        ]
         wanted += [("default_project", self.default_project, self.projects)]
         for key, name, known in wanted:
             if name is not None and name not in known:
                 raise ValueError(f"{key}: {name!r} is not configured; known: {_listed(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _minis(self) -> Self:
+        for name, project in self.projects.items():
+            if project.mini_upstream is None:
+                continue
+            if project.mini is None:
+                raise ValueError(f"projects.{name}.mini_upstream: names an upstream without a model: set mini too")
+            foreign = project.mini_upstream != self.upstream_of(name)
+            if foreign and self.upstreams[project.mini_upstream].api_key_env is None:
+                raise ValueError(
+                    f"projects.{name}.mini_upstream: {project.mini_upstream!r} needs an api_key_env of its own: the "
+                    "client's key is for another upstream"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _fallbacks(self) -> Self:
+        for name, upstream in self.upstreams.items():
+            for index, fallback in enumerate(upstream.fallbacks):
+                key = f"upstreams.{name}.fallbacks.{index}"
+                if fallback in upstream.fallbacks[:index]:
+                    raise ValueError(f"{key}: is there twice")
+                if fallback.upstream not in self.upstreams:
+                    known = _listed(self.upstreams)
+                    raise ValueError(f"{key}.upstream: {fallback.upstream!r} is not configured; known: {known}")
+                if fallback.upstream == name and fallback.model is None:
+                    raise ValueError(f"{key}: is the upstream itself; name another one, or another model")
+                other = self.upstreams[fallback.upstream]
+                if other.api_key_env is None and not upstream.same_place(other):
+                    # Or the client's key would have to travel to a place it was not meant for.
+                    raise ValueError(
+                        f"upstreams.{fallback.upstream}.api_key_env: is required of a fallback of {name!r}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_have_a_judge(self) -> Self:
+        if self.access.mode == "passthrough":
+            for name, upstream in self.upstreams.items():
+                if upstream.api_key_env is not None:
+                    raise ValueError(
+                        f"upstreams.{name}.api_key_env: with access.mode passthrough the upstream checks the client's "
+                        "own key: leave it out, or use access.mode keys"
+                    )
+            for name in self.projects:
+                if self.upstream_of(name) is None:
+                    raise ValueError(
+                        f"projects.{name}.upstream: with access.mode passthrough an upstream checks the client's key, "
+                        "and this project has none: name one, or use access.mode keys"
+                    )
+        if self.access.mode == "keys":
+            for name, upstream in self.upstreams.items():
+                if "api_key_env" not in upstream.model_fields_set:
+                    raise ValueError(
+                        f"upstreams.{name}.api_key_env: is required with access.mode keys, as no client's key travels: "
+                        "name the variable that holds the upstream's key, or say null for an upstream without keys"
+                    )
         return self
 
     def upstream_of(self, project: str | None) -> str | None:
@@ -231,14 +346,21 @@ def _fields_at(location: list[str]) -> list[str]:
     model: type[BaseModel] = Settings
     inside: dict[str, type[BaseModel]] = {
         "server": ServerSettings,
+        "access": AccessSettings,
         "store": StoreSettings,
         "upstreams": UpstreamSettings,
+        "fallbacks": FallbackSettings,
         "projects": ProjectSettings,
         "match": MatchSettings,
     }
     for part in location:
         model = inside.get(part, model)
     return list(model.model_fields)
+
+
+def _host(url: str | None) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url or "")
+    return parts.scheme, parts.hostname, parts.port
 
 
 def _listed(names: Any) -> str:

@@ -4,31 +4,29 @@ Everything a provider could see or a client could miss travels: query, headers, 
 encoding they came. Hop-by-hop headers and our own do not.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Protocol
 
 import aiohttp
 import yarl
+from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
 from gateway.errors import AnswerableError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
+from gateway.headers import KEY_HEADERS, Headers, end_to_end, forwarded
 from gateway.settings import UpstreamSettings
 
-Headers = Iterable[tuple[bytes, bytes]]
-
-# RFC 9110, 7.6.1, with what belongs to the client's connection to us (host, expect) and what the HTTP client writes.
-_HOP_BY_HOP = frozenset(
-    {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te"}
-    | {b"trailer", b"transfer-encoding", b"upgrade"}
-)
-_REQUEST_ONLY = frozenset({b"host", b"expect"})
-_OURS = b"x-tracer-"
 _DEFAULT_PATH = "/v1"
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
+# Answers without a body, whose content-length, where there is one, is that of another answer.
+_EMPTY = frozenset({204, 304})
 _LONGEST_HEADER = 65_536
+# What is written at once under `write_timeout`; the HTTP client waits for the socket about as often.
+_PIECE = 65_536
 # A kept-alive connection that was closed while idle says so within a round trip; a call being worked on takes longer.
 _IDLE_CLOSE_SECONDS = 0.05
 # Set by aiohttp unless told otherwise; the client's own headers are the only ones to travel.
@@ -49,11 +47,25 @@ class UpstreamCall:
     body: bytes | AsyncIterator[bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who answered: an upstream, by the name the settings give it.
+
+    `fallback`: it stood in for the upstream that was to be asked. `model` is what it was asked for where that is
+    another model than the call's own.
+    """
+
+    upstream: str
+    model: str | None = None
+    fallback: bool = False
+
+
 class UpstreamAnswer(Protocol):
     """An answer whose status and headers are there and whose body is yet to come. Close it on every exit."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
+    origin: Origin
 
     async def read(self) -> bytes:
         """The bytes that have come, b"" at the end. Raises UpstreamBroken where they stop before their end."""
@@ -75,7 +87,7 @@ class Upstream(Protocol):
         ...
 
     async def send(self, call: UpstreamCall) -> UpstreamAnswer:
-        """Forward a call. Raises UpstreamUnreachable or UpstreamTimeout where no answer begins."""
+        """Forward a call. Raises UpstreamUnreachable, UpstreamTimeout or UpstreamUnavailable where no answer begins."""
         ...
 
     async def stop(self) -> None:
@@ -93,15 +105,17 @@ class HttpUpstream:
         self._base = _base_url(settings.base_url or "")
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
         self._session: aiohttp.ClientSession | None = None
+        self._places = asyncio.Semaphore(settings.max_connections)
 
     async def start(self) -> None:
         """Open the connection pool."""
-        # `connect` bounds all that comes before sending: the wait for a free connection, the look-up of the name, TLS.
+        # `connect` bounds the look-up of the name, the connection and TLS. The wait for a free connection is bounded
+        # here, under a limit of its own, so the connector needs none.
         timeout = aiohttp.ClientTimeout(
             total=None, connect=self._settings.connect_timeout, sock_read=self._settings.read_timeout
         )
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._settings.max_connections),
+            connector=aiohttp.TCPConnector(limit=0),
             timeout=timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_AUTO_HEADERS,
@@ -120,9 +134,26 @@ class HttpUpstream:
         """Forward a call; a redirect is an answer like any other."""
         if self._session is None:
             raise RuntimeError("send before start")
+        await self._place()
+        try:
+            response = await self._response(self._session, call)
+        except BaseException:
+            self._places.release()
+            raise
+        return _HttpAnswer(response, Origin(self.name), self._places.release)
+
+    async def _place(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.pool_timeout):
+                await self._places.acquire()
+        except TimeoutError:
+            message = f"None of the connections to the upstream {self.name!r} became free in time (pool_timeout)."
+            raise UpstreamTimeout(message, "pool_timeout") from None
+
+    async def _response(self, session: aiohttp.ClientSession, call: UpstreamCall) -> aiohttp.ClientResponse:
         attempt = _Attempt()
         try:
-            return _HttpAnswer(await self._request(self._session, call, attempt))
+            return await self._request(session, call, attempt)
         except _HUNG_UP as error:
             # Nothing proves that the call was not read, so it goes out again only where a quick hang-up on a kept-alive
             # connection makes an idle close almost certain, and only once.
@@ -131,7 +162,7 @@ class HttpUpstream:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise translate(error, self.name) from error
         try:
-            return _HttpAnswer(await self._request(self._session, call, _Attempt()))
+            return await self._request(session, call, _Attempt())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise translate(error, self.name) from error
 
@@ -139,26 +170,70 @@ class HttpUpstream:
         self, session: aiohttp.ClientSession, call: UpstreamCall, attempt: "_Attempt"
     ) -> aiohttp.ClientResponse:
         query = "?" + call.query.decode("latin-1") if call.query else ""
-        bodiless = not call.body and call.method in _BODILESS
-        return await session.request(
+        response = await session.request(
             call.method,
             yarl.URL(self._base + call.path + query, encoded=True),
             headers=self._headers(call),
-            data=None if bodiless else call.body,
+            data=self._data(call),
             allow_redirects=False,
             trace_request_ctx=attempt,
         )
+        if not 200 <= response.status < 600:
+            # Another protocol, which nobody asked for, or no status there is.
+            response.close()
+            raise UpstreamUnreachable(f"The upstream {self.name!r} answered with status {response.status}.")
+        return response
+
+    def _data(self, call: UpstreamCall) -> "bytes | _Body | None":
+        if not isinstance(call.body, bytes):
+            return _Body(call.body, None, self._settings.write_timeout)
+        if len(call.body) > _PIECE:
+            return _Body(_pieces(call.body), len(call.body), self._settings.write_timeout)
+        # One piece, which the system takes at once.
+        return None if not call.body and call.method in _BODILESS else call.body
 
     def _headers(self, call: UpstreamCall) -> CIMultiDict[str]:
-        dropped = set(_REQUEST_ONLY)
+        dropped: set[bytes] = set()
         if isinstance(call.body, bytes):
             dropped.add(b"content-length")  # the HTTP client counts them; the model's name may have changed
         if self._authorization is not None:
-            dropped.add(b"authorization")
-        kept = [(n, v) for n, v in end_to_end(call.headers) if n not in dropped]
+            dropped |= KEY_HEADERS
+        kept = [(n, v) for n, v in forwarded(call.headers) if n not in dropped]
         if self._authorization is not None:
             kept.append((b"authorization", self._authorization))
-        return CIMultiDict((n.decode("latin-1"), v.decode("latin-1")) for n, v in kept)
+        return CIMultiDict((n.decode("latin-1"), _text(v)) for n, v in kept)
+
+
+class _WriteStalled(TimeoutError):  # noqa: N818
+    """The upstream took nothing of a request's body for `write_timeout`."""
+
+
+class _Body(aiohttp.Payload):
+    """A request body of `size` bytes (None: unknown), each piece of which must be taken within `seconds`."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], size: int | None, seconds: float) -> None:
+        super().__init__(pieces)
+        self._size = size
+        self._pieces = pieces
+        self._seconds = seconds
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002
+        """A body on its way has no text."""
+        raise TypeError("a body on its way cannot be decoded")
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write what comes as it comes; only the upstream's part of the time counts."""
+        async for piece in self._pieces:
+            for start in range(0, len(piece), _PIECE):
+                try:
+                    async with asyncio.timeout(self._seconds):
+                        await writer.write(piece[start : start + _PIECE])
+                except TimeoutError:
+                    raise _WriteStalled from None
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 @dataclass(slots=True)
@@ -183,34 +258,63 @@ def _reuse_noticed() -> aiohttp.TraceConfig:
 
 
 class _HttpAnswer:
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, origin: Origin, done: Callable[[], None]) -> None:
         self.status = response.status
-        self.headers = end_to_end((name.lower(), value) for name, value in response.raw_headers)
+        self.headers = _answer_headers(response)
+        self.origin = origin
         self._response = response
+        self._done: Callable[[], None] | None = done
 
     async def read(self) -> bytes:
         try:
-            return await self._response.content.readany()
+            piece = await self._response.content.readany()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UpstreamBroken(f"the answer broke off ({type(error).__name__})") from error
+        if not piece:
+            self._leave()
+        return piece
 
     async def close(self) -> None:
         self._response.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Make room for the next call, once."""
+        if self._done is not None:
+            self._done()
+            self._done = None
 
 
-def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The headers that travel on: neither hop-by-hop, nor named by Connection, nor ours. Names are lower case."""
-    pairs = list(headers)
-    named = {token.strip().lower() for name, value in pairs if name == b"connection" for token in value.split(b",")}
-    dropped = _HOP_BY_HOP | named
-    return [(n, v) for n, v in pairs if n not in dropped and not n.startswith(_OURS)]
+def _answer_headers(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
+    raw = [(name.lower(), value) for name, value in response.raw_headers]
+    # Beside transfer-encoding a content-length has no meaning (RFC 9112, 6.3).
+    without_length = response.status in _EMPTY or any(name == b"transfer-encoding" for name, _ in raw)
+    kept = end_to_end(raw)
+    return [(n, v) for n, v in kept if n != b"content-length"] if without_length else kept
 
 
 def translate(error: Exception, upstream: str) -> AnswerableError:
     """The gateway's error for one of the HTTP client's, before an answer has begun. The only place that maps them."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return UpstreamTimeout(
+            f"The upstream {upstream!r} could not be connected to in time (connect_timeout).", "connect_timeout"
+        )
+    if isinstance(error, _WriteStalled):
+        return UpstreamTimeout(
+            f"The upstream {upstream!r} stopped taking the request (write_timeout).", "write_timeout"
+        )
     if isinstance(error, TimeoutError):
-        return UpstreamTimeout(f"The upstream {upstream!r} did not answer in time.")
-    return UpstreamUnreachable(f"The upstream {upstream!r} could not be reached ({type(error).__name__}).")
+        return UpstreamTimeout(f"The upstream {upstream!r} did not answer in time (read_timeout).", "read_timeout")
+    sent = not isinstance(error, aiohttp.ClientConnectorError)
+    return UpstreamUnreachable(f"The upstream {upstream!r} could not be reached ({type(error).__name__}).", sent=sent)
+
+
+def _text(value: bytes) -> str:
+    # The HTTP client writes UTF-8. What is none can only be sent as the characters it would have been in Latin-1.
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _base_url(url: str) -> str:

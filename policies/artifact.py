@@ -14,15 +14,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from policies.answers import AnswerForms
 from policies.errors import ArtifactError, PolicyDamaged, PolicyMissing
+from policies.input_form import InputForm
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 _VERSIONS = "versions"
 _ENCODERS = "encoders"
@@ -87,11 +89,26 @@ class StageEntry:
 
 
 @dataclass(frozen=True)
+class FrontierEntry:
+    """What a call may ask for beyond the certificate: a `target`, and the accept scores that certify it.
+
+    `thresholds` has one a stage, `protected` one for each protected label; None: not answered at this target.
+    """
+
+    target: float
+    thresholds: list[float | None]
+    protected: dict[str, float | None]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What `manifest.json` says. `stages`, cheapest first, are empty where nothing is certified.
 
     `threshold` is the last stage's, or None. `protected` maps labels that have a threshold of their own to it;
-    None: never answered.
+    None: never answered. `frontier` has the certified targets, lowest first; they hold jointly at the certificate's
+    confidence.
+    `answers` has the teacher's answer for each label, `input_form` the template that messages
+    are built from, None where they are read whole.
     """
 
     version: str
@@ -103,12 +120,15 @@ class Manifest:
     threshold: float | None
     stages: list[StageEntry]
     protected: dict[str, float | None]
+    frontier: list[FrontierEntry]
     max_chars: int
     n_traces: int
     n_labels: int
     settings: dict[str, Any]
     certificate: Certificate
     files: dict[str, File]
+    answers: AnswerForms = field(default_factory=AnswerForms)
+    input_form: InputForm | None = None
     schema_version: int = SCHEMA_VERSION
 
     # The names code written for `tracer-llm` reads.
@@ -256,7 +276,7 @@ def _shallow(manifest: Manifest) -> dict[str, Any]:
 
 
 def _write_manifest(root: Path, manifest: Manifest) -> None:
-    body = asdict(manifest)
+    body = asdict(replace(manifest, answers=AnswerForms())) | {"answers": manifest.answers.to_dict()}
     body["checksum"] = _checksum(body)
     temporary = root / f".{MANIFEST}.{os.getpid()}"
     _write_durably(temporary, orjson.dumps(body, option=orjson.OPT_INDENT_2))
@@ -283,9 +303,12 @@ def _parse_manifest(found: object, where: str) -> Manifest:
     try:
         body["certificate"] = Certificate(**body["certificate"])
         body["stages"] = [StageEntry(**entry) for entry in body["stages"]]
+        body["frontier"] = [FrontierEntry(**entry) for entry in body["frontier"]]
         body["files"] = {role: File(**entry) for role, entry in body["files"].items()}
+        body["answers"] = AnswerForms.from_dict(body["answers"])
+        body["input_form"] = None if body["input_form"] is None else InputForm(**body["input_form"])
         return Manifest(**body)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PolicyDamaged(f"{where}: {error}") from error
 
 

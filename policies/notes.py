@@ -27,7 +27,10 @@ def notes_of(
         notes.append(f"{rare} labels were seen once: they are not learned, and their traces count as disagreement")
     unreadable = int((~learned.readable).sum()) if learned.problem is None else 0
     if unreadable:
-        notes.append(f"{unreadable} traces are too long to be read whole: such calls are deferred")
+        notes.append(
+            f"{unreadable} traces are too long to be read whole, empty, or not built like the others: such calls are "
+            "deferred"
+        )
     apart = int((~learned.judged).sum())
     if apart:
         notes.append(

@@ -14,21 +14,30 @@ from policies.encoders import Encoder, load_encoder
 from policies.errors import PolicyDamaged
 from policies.features import TextEncoder, text_inputs
 from policies.session import open_session, run_session
-from policies.types import LocalDecision, Reason
+from policies.types import Answer, LocalDecision, Reason
 
 Embedding = NDArray[np.float32]
 
 _REFUSED = LocalDecision(None, False, 0.0, Reason.REFUSED)
 _EMPTY = LocalDecision(None, False, 0.0, Reason.EMPTY)
 _TOO_LONG = LocalDecision(None, False, 0.0, Reason.TOO_LONG)
+_TEMPLATE = LocalDecision(None, False, 0.0, Reason.TEMPLATE)
 _NO_EMBEDDING = LocalDecision(None, False, 0.0, Reason.NO_EMBEDDING)
+_MIN_AGREEMENT = LocalDecision(None, False, 0.0, Reason.MIN_AGREEMENT)
 
 
 @dataclass(frozen=True)
 class _Stage:
     entry: StageEntry
     session: onnxruntime.InferenceSession
-    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """The accept score to reach: a stage, and a label (by index) that has a limit of its own."""
+
+    stages: tuple[float, ...]
+    protected: Mapping[int, float]
 
 
 class Policy:
@@ -45,17 +54,19 @@ class Policy:
         self.manifest = manifest
         self.version = manifest.version
         self.labels = tuple(manifest.labels)
+        self.answers = manifest.answers.answers
         self.certified = not manifest.certificate.refused
         self.input_kind = manifest.input_kind
         self.embedding_dim = manifest.embedding_dim
         self.threshold = _limit(manifest.threshold)
-        self._stages = [
-            _Stage(entry, open_session(graphs[entry.model]), _limit(entry.threshold)) for entry in manifest.stages
-        ]
+        self._stages = [_Stage(entry, open_session(graphs[entry.model])) for entry in manifest.stages]
+        self._input_form = manifest.input_form
         self._tokenizer = tokenizer
         self._encoder = encoder
-        index = {label: i for i, label in enumerate(self.labels)}
-        self._limits = {index[label]: _limit(limit) for label, limit in manifest.protected.items()}
+        self._limits = self._limits_of([entry.threshold for entry in manifest.stages], manifest.protected)
+        self._stricter = [
+            (entry.target, self._limits_of(entry.thresholds, entry.protected)) for entry in manifest.frontier
+        ]
 
     @classmethod
     def load(cls, path: str | Path) -> "Policy":
@@ -63,8 +74,11 @@ class Policy:
         manifest = read_manifest(path)
         if manifest.certificate.refused:
             return cls(manifest, {})
-        if not manifest.stages or not set(manifest.protected) <= set(manifest.labels):
+        limited = set(manifest.protected).union(*(entry.protected for entry in manifest.frontier))
+        if not manifest.stages or not limited <= set(manifest.labels):
             raise PolicyDamaged(f"{path}: certified, but without thresholds")
+        if manifest.answers.answers.keys() != set(manifest.labels):
+            raise PolicyDamaged(f"{path}: certified, but not with an answer for every label")
         graphs = {entry.model: read_file(path, manifest, entry.model) for entry in manifest.stages}
         tokenizer = None
         if any(entry.tokens for entry in manifest.stages):
@@ -74,21 +88,37 @@ class Policy:
                 raise PolicyDamaged(f"{path}: tokenizer.json: {error}") from error
         return cls(manifest, graphs, tokenizer, read_encoder(path, manifest))
 
+    def label_of(self, answer: Answer) -> str | None:
+        """Which label a teacher's answer is; None where it is none of them."""
+        return self.manifest.answers.label_of(answer)
+
     @property
     def slow(self) -> bool:
         """Whether some inputs need an encoder: milliseconds, or a call over the network, instead of microseconds."""
         return self._encoder is not None
 
-    def decide(self, input: str | Embedding) -> LocalDecision:  # noqa: A002 - the house's word for it
+    def decide(
+        self,
+        input: str | Embedding,  # noqa: A002 - the house's word for it
+        agreement: float | None = None,
+    ) -> LocalDecision:
         """Decide on one text, or on one embedding of shape (d,).
+
+        `agreement` asks for more than the certificate's target: the smallest certified target of the frontier that is
+        at least as high then sets the thresholds, those of protected labels included; where there is none the call is
+        deferred unscored. All targets of the frontier hold jointly at the certificate's confidence, so a caller may
+        ask for any of them, and for another one the next time.
 
         Raises ValueError for an embedding of another shape than the policy's, and ConnectionError where an endpoint
         that the policy needs cannot be reached.
         """
         if not self._stages:
             return _REFUSED
+        limits = self._limits if agreement is None else self._limits_at(agreement)
+        if limits is None:
+            return _MIN_AGREEMENT
         if isinstance(input, str):
-            return self._decide_text(input, len(self._stages))
+            return self._decide_text(input, len(self._stages), limits)
         if self.input_kind != "embedding":
             raise ValueError("this policy reads text, not embeddings")
         row = np.ascontiguousarray(input, dtype=np.float32)
@@ -96,16 +126,19 @@ class Policy:
             raise ValueError(
                 f"embedding dimension mismatch: expected {self.embedding_dim}, got {row.shape[-1] if row.ndim else 0}"
             )
-        return self._judge(0, {"embedding": row})
+        return self._judge(0, {"embedding": row}, limits)
 
-    def decide_quickly(self, text: str) -> LocalDecision | None:
+    def decide_quickly(self, text: str, agreement: float | None = None) -> LocalDecision | None:
         """As `decide`, without an encoder: None where only that could tell."""
         if not self._stages:
             return _REFUSED
+        limits = self._limits if agreement is None else self._limits_at(agreement)
+        if limits is None:
+            return _MIN_AGREEMENT
         quick = sum(not stage.entry.encoded for stage in self._stages)
         if not quick:
             return None
-        decision = self._decide_text(text, quick)
+        decision = self._decide_text(text, quick, limits)
         undecided = quick < len(self._stages) and decision.reason in (Reason.UNCERTAIN, Reason.NOVEL)
         return None if undecided else decision
 
@@ -113,9 +146,27 @@ class Policy:
         """`decide` of each text, or of each row of (n, d) embeddings."""
         return [self.decide(row) for row in inputs]
 
-    def _decide_text(self, text: str, n_stages: int) -> LocalDecision:
+    def _limits_of(self, stages: Sequence[float | None], protected: Mapping[str, float | None]) -> _Limits:
+        index = {label: i for i, label in enumerate(self.labels)}
+        return _Limits(
+            tuple(_limit(threshold) for threshold in stages),
+            {index[label]: _limit(threshold) for label, threshold in protected.items()},
+        )
+
+    def _limits_at(self, agreement: float) -> _Limits | None:
+        """None where so much is not certified, or where it is no number."""
+        if agreement <= self.manifest.certificate.target:
+            return self._limits
+        return next((limits for target, limits in self._stricter if target >= agreement), None)
+
+    def _decide_text(self, text: str, n_stages: int, limits: _Limits) -> LocalDecision:
         if self.input_kind != "text" or self._tokenizer is None:
             return _NO_EMBEDDING
+        if self._input_form is not None:
+            variable = self._input_form.variable(text)
+            if variable is None:
+                return _TEMPLATE
+            text = variable
         if len(text) > self.manifest.max_chars:
             return _TOO_LONG
         tokens = self._tokenizer.encode(text)
@@ -127,18 +178,18 @@ class Policy:
             inputs: dict[str, NDArray[Any]] = dict(text_inputs(tokens, entry.n_lexical_tokens)) if entry.tokens else {}
             if entry.encoded and self._encoder is not None:
                 inputs["vector"] = self._encoder.encode(text)
-            decision = self._judge(number, inputs)
+            decision = self._judge(number, inputs, limits)
             if decision.handled:
                 return decision
         return decision
 
-    def _judge(self, number: int, inputs: Mapping[str, NDArray[Any]]) -> LocalDecision:
+    def _judge(self, number: int, inputs: Mapping[str, NDArray[Any]], limits: _Limits) -> LocalDecision:
         stage = self._stages[number]
         label, score, guard = run_session(stage.session, inputs)
         # Written so that a NaN fails both tests.
         if not guard >= stage.entry.guard_threshold:
             return LocalDecision(None, False, score if score == score else 0.0, Reason.NOVEL)  # noqa: PLR0124
-        limit = self._limits.get(label, stage.threshold) if self._limits else stage.threshold
+        limit = limits.protected.get(label, limits.stages[number])
         if not score >= limit:
             return LocalDecision(None, False, score if score == score else 0.0, Reason.UNCERTAIN)  # noqa: PLR0124
         return LocalDecision(self.labels[label], True, score, None, number)

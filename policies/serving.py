@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.acceptor import describe
-from policies.artifact import StageEntry
+from policies.artifact import FrontierEntry, StageEntry
 from policies.blocks import Features
 from policies.candidates import Surrogate, fit_candidate, merge_models
 from policies.export import Fitted, build_graph, check_graph
@@ -29,16 +29,17 @@ def export_stages(learned: Learned, judged: Judged, config: FitConfig) -> list[t
     assert reading is not None  # noqa: S101 - only asked for where something was learned
     assert task is not None  # noqa: S101
     assert ruling is not None  # noqa: S101
-    last = judged.thresholds.pool.threshold
+    n_stages = len(reading.stages)
     # The pool may have nothing to answer where only protected labels were certified.
+    thresholds = _by_stage(judged.thresholds.pool.threshold, n_stages)
+    stricter = frontier_entries(judged, n_stages)
     found = []
     for number, (stage, fitted) in enumerate(zip(reading.stages, ruling.stages, strict=True)):
         surrogate = merge_models(fitted.models) if config.mode == "strict" else _refit(task, stage)
         served = Fitted(stage.reader, surrogate, fitted.acceptor, fitted.guard)
-        is_last = number == len(reading.stages) - 1
-        threshold = last if is_last or last is None else early_threshold(last)
         graph = build_graph(served)
-        limits = [threshold, *(choice.threshold for choice in judged.thresholds.protected.values())]
+        limits = [thresholds[number], *(choice.threshold for choice in judged.thresholds.protected.values())]
+        limits += [limit for row in stricter for limit in (row.thresholds[number], *row.protected.values())]
         rows = _some(np.flatnonzero(learned.readable), _MOST_CHECKED)
         features = stage.features.take(rows)
         scores = surrogate.scores(features)
@@ -53,7 +54,7 @@ def export_stages(learned: Learned, judged: Judged, config: FitConfig) -> list[t
         table, vocabulary = stage.reader.table, stage.reader.vocabulary
         entry = StageEntry(
             model="model" if number == 0 else f"model_{number + 1}",
-            threshold=threshold,
+            threshold=thresholds[number],
             guard_threshold=fitted.guard.threshold,
             tokens=table is not None,
             n_lexical_tokens=len(table.vectors) if table is not None and vocabulary is not None else None,
@@ -61,6 +62,21 @@ def export_stages(learned: Learned, judged: Judged, config: FitConfig) -> list[t
         )
         found.append((entry, graph))
     return found
+
+
+def frontier_entries(judged: Judged, n_stages: int) -> list[FrontierEntry]:
+    """What of the frontier is true of the graphs that are served: rows of the measurement that they come from."""
+    return [
+        FrontierEntry(row["target"], _by_stage(row["threshold"], n_stages), row["protected"])
+        for row in judged.frontier
+        if row["certified"] and row["ruling"] == judged.certificate.ruling
+    ]
+
+
+def _by_stage(threshold: float | None, n_stages: int) -> list[float | None]:
+    """The accept score each stage must reach where the last one must reach `threshold`."""
+    early = None if threshold is None else early_threshold(threshold)
+    return [early] * (n_stages - 1) + [threshold]
 
 
 def _refit(task: Task, stage: StageInput) -> Surrogate:

@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from gateway import errors
-from gateway.upstream import end_to_end, translate
+from gateway.headers import end_to_end
+from gateway.upstream import translate
 from policies.store import Store
 from tests.scripted_teacher import ScriptedTeacher
 from tests.serving import ThreadedGateway, make_settings
@@ -393,11 +394,11 @@ def test_a_pool_serves_more_calls_than_it_has_connections(tmp_path: Path, teache
 
 
 def test_the_wait_for_a_free_connection_is_bounded(tmp_path: Path, teacher: ScriptedTeacher) -> None:
-    """`connect_timeout` holds for a pool that is taken, too."""
+    """By `pool_timeout`, which the error names."""
     request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nx-script: hang\r\nContent-Length: %d\r\n\r\n" % len(
         BODY
     )
-    upstream = {"base_url": teacher.url, "max_connections": 1, "connect_timeout": 0.2}
+    upstream = {"base_url": teacher.url, "max_connections": 1, "pool_timeout": 0.2}
     with ThreadedGateway(_settings(tmp_path, upstream)) as gateway, socket.socket() as connection:
         connection.connect(("127.0.0.1", int(gateway.url.rpartition(":")[2])))
         connection.sendall(request + BODY)

@@ -14,7 +14,7 @@ from policies.evaluation import evaluate
 from policies.fitting import fit_policy, update_policy
 from policies.policy import Policy
 from policies.settings import FitConfig
-from policies.types import Reason, Trace
+from policies.types import AnswerKind, Reason, Trace
 from tests.data import dataset
 from tests.traces_maker import LABELS, make_traces
 
@@ -119,7 +119,8 @@ def test_a_task_where_the_majority_label_would_pass_is_refused(tmp_path: Path) -
         ([replace(trace, teacher="only") for trace in make_traces(200)], "same label"),
         ([Trace(f"text {i}", f"label {i}") for i in range(200)], "fewer than two labels"),
         ([Trace("the same text", f"label {i % 2}") for i in range(200)], "inputs are the same"),
-        ([replace(t, teacher=("Loan", "loan")[i % 2]) for i, t in enumerate(make_traces(200))], "'Loan' and 'loan'"),
+        ([replace(t, teacher=("Loan", "loan")[i % 2]) for i, t in enumerate(make_traces(200))], "same label"),
+        ([replace(t, kind=AnswerKind.OTHER) for t in make_traces(200)], "no answer has a form"),
         ([Trace(f"text {i}", f"label {i % 10_000}") for i in range(60_000)], "10000 different labels"),
         ([Trace(f"text number {i} of many", f"label {i // 2}") for i in range(200)], "fixed labels"),
     ],

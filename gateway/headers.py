@@ -1,0 +1,56 @@
+"""Which headers travel on: neither what ends at a connection, nor ours, nor a key of ours."""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+# RFC 9110, 7.6.1.
+_HOP_BY_HOP = frozenset(
+    {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te"}
+    | {b"trailer", b"transfer-encoding", b"upgrade"}
+)
+# What belongs to the client's connection to us.
+_REQUEST_ONLY = frozenset({b"host", b"expect"})
+_OURS = b"x-tracer-"
+# Where OpenAI, Anthropic and Azure look for a key.
+KEY_HEADERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
+# Whose account a call is for: meaningless, and none of their business, at another provider.
+ACCOUNT_HEADERS = KEY_HEADERS | {b"openai-organization", b"openai-project"}
+_ACCOUNT = ACCOUNT_HEADERS | {b"cookie"}
+_OWN_KEY = re.compile(rb"(?:^|[\s,:=\"'])trc_", re.IGNORECASE)
+
+
+def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The headers that travel on: neither hop-by-hop, nor named by Connection, nor ours. Names are lower case."""
+    pairs = list(headers)
+    named = {token.strip().lower() for name, value in pairs if name == b"connection" for token in value.split(b",")}
+    dropped = _HOP_BY_HOP | named
+    return [(n, v) for n, v in pairs if n not in dropped and not n.startswith(_OURS)]
+
+
+def forwarded(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The headers of a client's request that an upstream may see: end to end, and no key of ours among them."""
+    return [(n, v) for n, v in end_to_end(headers) if n not in _REQUEST_ONLY and not holds_own_key(n, v)]
+
+
+def without_account(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The headers without what tells who the client is to its own provider."""
+    return [(n, v) for n, v in headers if n not in _ACCOUNT]
+
+
+def holds_own_key(name: bytes, value: bytes) -> bool:
+    """Whether a header carries a key of this gateway (`trc_...`): bare, after a scheme, or in Basic credentials."""
+    if name not in KEY_HEADERS:
+        return False
+    if _OWN_KEY.search(value) is not None:
+        return True
+    scheme, _, credentials = value.strip().partition(b" ")
+    if scheme.lower() != b"basic":
+        return False
+    try:
+        return _OWN_KEY.search(base64.b64decode(credentials)) is not None
+    except binascii.Error:
+        return False
