@@ -156,7 +156,7 @@ def response(answer: Said, body: dict[str, Any]) -> dict[str, Any]:
 def response_events(answer: Said, body: dict[str, Any]) -> Iterator[bytes]:
     """The same as server-sent events. There is no [DONE]: the stream ends with response.completed."""
     whole = response(answer, body)
-    begun = whole | {"status": "in_progress", "completed_at": None, "output": [], "usage": None}
+    begun = whole | {"status": "in_progress", "completed_at": None, "output": [], "usage": None, "service_tier": "auto"}
     for number, (kind, fields) in enumerate(_steps(whole, begun)):
         event = {"type": kind, "sequence_number": number, **fields}
         yield f"event: {kind}\n".encode() + _event(event)
