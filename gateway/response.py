@@ -129,11 +129,17 @@ def _response(request: ModelRequest, call_id: str, model: str) -> dict[str, Any]
         "reasoning": {"effort": (body.get("reasoning") or {}).get("effort"), "summary": None},
         "service_tier": "auto",
         "store": False,  # there is nothing that could be retrieved, or continued from
-        "text": {"format": text.get("format") or _PLAIN, "verbosity": text.get("verbosity") or "medium"},
+        "text": {"format": _format(text.get("format")), "verbosity": text.get("verbosity") or "medium"},
         "tools": [{"description": None, "strict": True, **tool} for tool in body.get("tools") or ()],
         "usage": None,
         **repeated,
     }
+
+
+def _format(given: dict[str, Any] | None) -> dict[str, Any]:
+    if given is None:
+        return _PLAIN
+    return {"description": None, "strict": False, **given} if given.get("type") == "json_schema" else given
 
 
 def _completed(answer: Answer, started: dict[str, Any], usage: bytes | None) -> dict[str, Any]:
