@@ -180,7 +180,7 @@ class ModelEndpoint(Relaying):
         outcome = await forward(
             upstream, call, client, exchange.headers, self.metrics, self.services.places, copied=copied
         )
-        self.services.access.learned(upstream.name, exchange.caller, outcome.status)
+        self.services.access.learned(outcome.upstream, exchange.caller, outcome.status)
         return outcome
 
 
