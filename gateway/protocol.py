@@ -18,6 +18,7 @@ from gateway.errors import AnswerableError, HeadTooLarge, InvalidHttp, RequestTi
 HEAD_BYTES = 65_536
 # A chunk of one byte takes six bytes on the wire.
 _FRAMING_PER_BYTE = 16
+_OFFER = frozenset({b"upgrade", b"connection", b"http2-settings"})
 
 
 class _Part(Enum):
@@ -36,7 +37,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected: its first request is due."""
         self._part = _Part.NOTHING
-        self._request_bytes = self._body_bytes = self._fed_bytes = 0
+        self._request_bytes = self._body_bytes = self._fed_bytes = self._first_bytes = 0
         self._too_large = False
         self._due: asyncio.TimerHandle | None = None
         super().connection_made(transport)
@@ -62,31 +63,33 @@ class GuardedProtocol(HttpToolsProtocol):
             self._watch()
 
     def _feed(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._decline(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self._refuse(_too_large() if self._too_large else InvalidHttp("This is not a valid HTTP request."))
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_offer() + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+            except httptools.HttpParserError:
+                self._refuse(_too_large() if self._too_large else InvalidHttp("This is not a valid HTTP request."))
+                return
 
-    def _decline(self, rest: bytes) -> None:
-        """Go on in HTTP/1.1 with a client that offered another protocol (h2c, say), as RFC 9110, 7.8 has it.
+    def _without_offer(self) -> bytes:
+        """The head that has just come, for a new parser: the old one stops at the offer of another protocol.
 
-        The parser stops at such a head, so a new one is told the head without its offer.
+        So a client that offers h2c, say, is answered in HTTP/1.1, as RFC 9110, 7.8 has it.
         """
-        if self.parser.get_method() == b"CONNECT":
-            self._refuse(InvalidHttp("CONNECT is for proxies."))
-            return
-        kept = [(n, v) for n, v in self.headers if n not in {b"upgrade", b"connection", b"http2-settings"}]
+        kept = [(name, value) for name, value in self.headers if name not in _OFFER]
         lines = [b"%b: %b\r\n" % pair for pair in kept]
-        head = b"%b %b HTTP/1.1\r\n%b\r\n" % (self.parser.get_method(), self.url, b"".join(lines))
-        self.parser = httptools.HttpRequestParser(self)
-        self._feed(head + rest)
+        version = self.parser.get_http_version().encode()
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(lines))
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         self._part = _Part.HEAD
+        # How many of the bytes at hand are of this request is not known: none is the least, all of them the most.
         self._request_bytes = self._body_bytes = 0
+        self._first_bytes = self._fed_bytes
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -96,14 +99,15 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there. Raising refuses the request before the application hears of it."""
-        if self._request_bytes + self._fed_bytes > HEAD_BYTES:
-            # The bytes at hand may be of more than this head.
+        if self._request_bytes + self._first_bytes > HEAD_BYTES:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             self._too_large = size > HEAD_BYTES
             if self._too_large:
                 raise ValueError("head too large")
         if self.parser.should_upgrade():
-            return  # _decline asks again
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("for proxies")
+            return  # the same head comes again, without its offer
         self._part = _Part.BODY
         self._request_bytes = 0
         super().on_headers_complete()

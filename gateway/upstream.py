@@ -8,8 +8,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Protocol
+from weakref import WeakKeyDictionary, ref
 
 import aiohttp
 import yarl
@@ -106,6 +108,7 @@ class HttpUpstream:
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
         self._session: aiohttp.ClientSession | None = None
         self._places = asyncio.Semaphore(settings.max_connections)
+        self._losses = _Losses()
 
     async def start(self) -> None:
         """Open the connection pool."""
@@ -140,7 +143,9 @@ class HttpUpstream:
         except BaseException:
             self._places.release()
             raise
-        return _HttpAnswer(response, Origin(self.name), self._places.release)
+        answer = _HttpAnswer(response, Origin(self.name), self._places.release)
+        self._losses.tell(response, answer)
+        return answer
 
     async def _place(self) -> None:
         try:
@@ -223,13 +228,23 @@ class _Body(aiohttp.Payload):
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Write what comes as it comes; only the upstream's part of the time counts."""
-        async for piece in self._pieces:
-            for start in range(0, len(piece), _PIECE):
-                try:
-                    async with asyncio.timeout(self._seconds):
-                        await writer.write(piece[start : start + _PIECE])
-                except TimeoutError:
-                    raise _WriteStalled from None
+        transport: asyncio.WriteTransport | None = getattr(writer, "transport", None)
+        try:
+            async for piece in self._pieces:
+                for start in range(0, len(piece), _PIECE):
+                    await self._write(writer, piece[start : start + _PIECE])
+        except BaseException:
+            # Closed, the connection would stay until the upstream had taken all that it does not take.
+            if transport is not None:
+                transport.abort()
+            raise
+
+    async def _write(self, writer: AbstractStreamWriter, piece: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._seconds):
+                await writer.write(piece)
+        except TimeoutError:
+            raise _WriteStalled from None
 
 
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:
@@ -278,11 +293,44 @@ class _HttpAnswer:
         self._response.close()
         self._leave()
 
+    def lost(self) -> None:
+        """Its connection is no more: what has not come will not come."""
+        content = self._response.content
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the connection was closed"))
+
     def _leave(self) -> None:
         """Make room for the next call, once."""
         if self._done is not None:
             self._done()
             self._done = None
+
+
+class _Losses:
+    """Tells an answer that its connection is lost.
+
+    aiohttp tells it of most losses, but not where a chunk's length cannot be read: such an answer would never end.
+    """
+
+    def __init__(self) -> None:
+        self._answers: WeakKeyDictionary[asyncio.Protocol, _HttpAnswer] = WeakKeyDictionary()
+
+    def tell(self, response: aiohttp.ClientResponse, answer: _HttpAnswer) -> None:
+        """Tell `answer` of the loss of its connection, where it still has one."""
+        protocol = response.connection and response.connection.protocol
+        if protocol is None:
+            return
+        known = protocol in self._answers
+        self._answers[protocol] = answer
+        if not known and protocol.closed is not None:
+            protocol.closed.add_done_callback(partial(self._lost, ref(protocol)))
+
+    def _lost(self, lost: "ref[asyncio.Protocol]", closed: "asyncio.Future[None]") -> None:
+        closed.exception()  # seen: the HTTP client tells it to whoever reads
+        protocol = lost()
+        answer = None if protocol is None else self._answers.pop(protocol, None)
+        if answer is not None:
+            answer.lost()
 
 
 def _answer_headers(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:

@@ -2,8 +2,9 @@
 
 Inputs, as far as the stage reads them: `ids` int64 (tokens,) and `features` int64 (distinct ones,), both from
 `features.py`; `vector` float32 (d,), the encoder's; or `embedding` float32 (d,), the user's. Outputs: `label` int64
-(1,), `accept_score` float32 (1, 1), `guard` float32 (1, 1). Thresholds stay outside, in the manifest, so that a
-frontier needs one graph.
+(1,), `accept_score` float32 (1, 1), `guard` float32 (1, 1), and `probabilities` float32 (R, K): the softmax of each
+view, that of the logits first. The acceptor reads them anyway, so nothing is computed for who does not fetch them.
+Thresholds stay outside, in the manifest, so that a frontier needs one graph.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,7 +68,8 @@ def build_graph(fitted: Fitted) -> bytes:
     dense = _dense_blocks(writer, reader)
     rows, length = _rows(writer, fitted, dense)
     n_labels = len(fitted.acceptor.reliability)
-    predicted, table = _views_table(writer, _views(writer, rows), (len(rows), n_labels))
+    n_views = len(rows) if len(rows) == 2 else len(rows) + 1
+    predicted, table, probabilities = _views_table(writer, _views(writer, rows), (n_views, n_labels))
     neighbours = fitted.surrogate.neighbours if isinstance(fitted.surrogate, SoftmaxModel) else None
     near = [] if neighbours is None else _near(writer, reader, dense, neighbours, predicted)
     past = writer.node("Gather", writer.constant(fitted.acceptor.reliability), predicted)
@@ -79,6 +81,7 @@ def build_graph(fitted: Fitted) -> bytes:
         "label": (predicted, INT64, [1]),
         "accept_score": (accept_score, FLOAT, [1, 1]),
         "guard": (guard, FLOAT, [1, 1]),
+        "probabilities": (probabilities, FLOAT, [n_views, n_labels]),
     }
     model = writer.model(inputs, outputs)
     onnx.checker.check_model(model)
@@ -273,10 +276,10 @@ def _norm(writer: GraphWriter, vector: str) -> str:
     return writer.node("Max", writer.node("ReduceL2", vector, axes=[1], keepdims=1), writer.constant(_FLOOR))
 
 
-def _views_table(writer: GraphWriter, views: str, shape: tuple[int, int]) -> tuple[str, str]:
-    """The predicted label, (1,), and the columns of all views one after the other, as `acceptor.describe` has them."""
-    n_rows, wide = shape
-    n_views = n_rows if n_rows == 2 else n_rows + 1
+def _views_table(writer: GraphWriter, views: str, shape: tuple[int, int]) -> tuple[str, str, str]:
+    """The predicted label, (1,); the columns of all views one after the other, as `acceptor.describe` has them; the
+    softmax of each view, of the `shape` that the views have."""
+    n_views, wide = shape
     highest_rows = writer.node("ArgMax", views, axis=1, keepdims=0)
     predicted = writer.node("Slice", highest_rows, writer.constant([0]), writer.constant([1]), writer.constant([0]))
     probabilities = writer.node("Softmax", views, axis=1)
@@ -293,7 +296,7 @@ def _views_table(writer: GraphWriter, views: str, shape: tuple[int, int]) -> tup
     expected = writer.total(writer.node("Mul", probabilities, views), axis=1, keepdims=1)
     entropy = writer.node("Sub", energy, expected)
     table = writer.node("Concat", odds, own, gap, writer.node("Sign", gap), energy, highest, entropy, axis=1)
-    return predicted, writer.node("Reshape", table, writer.constant([-1]))
+    return predicted, writer.node("Reshape", table, writer.constant([-1])), probabilities
 
 
 def _log_odds(writer: GraphWriter, probability: str) -> str:

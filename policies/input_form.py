@@ -61,7 +61,7 @@ def learn_input_form(texts: Sequence[str]) -> InputForm | None:
     form = InputForm(prefix, suffix)
     found = [form.variable(text) for text in texts]
     empty = sum(1 for part in found if part is not None and not part.strip())
-    return None if empty > _EMPTY * len(texts) else form
+    return None if empty > _EMPTY * len(texts) or len(set(found)) == 1 else form
 
 
 def _short(text: str, length: int) -> str:

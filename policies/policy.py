@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from policies.artifact import Manifest, StageEntry, read_file, read_manifest
+from policies.calibration import calibrated
 from policies.encoders import Encoder, load_encoder
 from policies.errors import PolicyDamaged
 from policies.features import TextEncoder, text_inputs
-from policies.session import open_session, run_session
+from policies.session import open_session, run_fully, run_session
 from policies.types import Answer, LocalDecision, Reason
 
 Embedding = NDArray[np.float32]
+
+_Read = tuple[str, list[int]]
 
 _REFUSED = LocalDecision(None, False, 0.0, Reason.REFUSED)
 _EMPTY = LocalDecision(None, False, 0.0, Reason.EMPTY)
@@ -126,7 +130,28 @@ class Policy:
             raise ValueError(
                 f"embedding dimension mismatch: expected {self.embedding_dim}, got {row.shape[-1] if row.ndim else 0}"
             )
-        return self._judge(0, {"embedding": row}, limits)
+        return self._judge(0, run_session(self._stages[0].session, {"embedding": row}), limits)
+
+    def probabilities(self, text: str) -> dict[str, float] | None:
+        """How likely each label is the teacher's, the likeliest first; they add up to 1.
+
+        By the stage that answers, else by the last one: what the surrogate says gets the accept score, the others share
+        the rest in proportion to the surrogate's softmax (see `calibrated`). None where nothing can be scored. Reads
+        what `decide` reads, and raises what it raises.
+        """
+        read = self._read(text) if self._stages else _REFUSED
+        if isinstance(read, LocalDecision):
+            return None
+        for number, stage in enumerate(self._stages):
+            label, score, guard, shares = run_fully(stage.session, self._inputs(number, read))
+            if self._judge(number, (label, score, guard), self._limits).handled:
+                break
+        if not np.isfinite(shares).all() or isnan(score):
+            return None
+        found = calibrated(shares, label, score)
+        # Of two that are equally likely, what the surrogate says comes first.
+        order = sorted(range(len(found)), key=lambda i: (-found[i], i != label))
+        return {self.labels[i]: float(found[i]) for i in order}
 
     def decide_quickly(self, text: str, agreement: float | None = None) -> LocalDecision | None:
         """As `decide`, without an encoder: None where only that could tell."""
@@ -160,39 +185,51 @@ class Policy:
         return next((limits for target, limits in self._stricter if target >= agreement), None)
 
     def _decide_text(self, text: str, n_stages: int, limits: _Limits) -> LocalDecision:
-        if self.input_kind != "text" or self._tokenizer is None:
-            return _NO_EMBEDDING
-        if self._input_form is not None:
-            variable = self._input_form.variable(text)
-            if variable is None:
-                return _TEMPLATE
-            text = variable
-        if len(text) > self.manifest.max_chars:
-            return _TOO_LONG
-        tokens = self._tokenizer.encode(text)
-        if not tokens:
-            return _EMPTY
+        read = self._read(text)
+        if isinstance(read, LocalDecision):
+            return read
         decision = _REFUSED
         for number in range(n_stages):
-            entry = self._stages[number].entry
-            inputs: dict[str, NDArray[Any]] = dict(text_inputs(tokens, entry.n_lexical_tokens)) if entry.tokens else {}
-            if entry.encoded and self._encoder is not None:
-                inputs["vector"] = self._encoder.encode(text)
-            decision = self._judge(number, inputs, limits)
+            scored = run_session(self._stages[number].session, self._inputs(number, read))
+            decision = self._judge(number, scored, limits)
             if decision.handled:
                 return decision
         return decision
 
-    def _judge(self, number: int, inputs: Mapping[str, NDArray[Any]], limits: _Limits) -> LocalDecision:
-        stage = self._stages[number]
-        label, score, guard = run_session(stage.session, inputs)
+    def _read(self, text: str) -> _Read | LocalDecision:
+        """The part of a message that is to be decided on and its tokens, or why there is nothing to score."""
+        if self.input_kind != "text" or self._tokenizer is None:
+            return _NO_EMBEDDING
+        variable = text if self._input_form is None else self._input_form.variable(text)
+        if variable is None:
+            return _TEMPLATE
+        if len(variable) > self.manifest.max_chars:
+            return _TOO_LONG
+        tokens = self._tokenizer.encode(variable)
+        return (variable, tokens) if tokens else _EMPTY
+
+    def _inputs(self, number: int, read: _Read) -> dict[str, NDArray[Any]]:
+        """What a stage's graph is fed."""
+        text, tokens = read
+        entry = self._stages[number].entry
+        inputs: dict[str, NDArray[Any]] = dict(text_inputs(tokens, entry.n_lexical_tokens)) if entry.tokens else {}
+        if entry.encoded and self._encoder is not None:
+            inputs["vector"] = self._encoder.encode(text)
+        return inputs
+
+    def _judge(self, number: int, scored: tuple[int, float, float], limits: _Limits) -> LocalDecision:
+        label, score, guard = scored
+        said = self.labels[label]
         # Written so that a NaN fails both tests.
-        if not guard >= stage.entry.guard_threshold:
-            return LocalDecision(None, False, score if score == score else 0.0, Reason.NOVEL)  # noqa: PLR0124
-        limit = limits.protected.get(label, limits.stages[number])
-        if not score >= limit:
-            return LocalDecision(None, False, score if score == score else 0.0, Reason.UNCERTAIN)  # noqa: PLR0124
-        return LocalDecision(self.labels[label], True, score, None, number)
+        if not guard >= self._stages[number].entry.guard_threshold:
+            return _deferred(score, Reason.NOVEL, said)
+        if not score >= limits.protected.get(label, limits.stages[number]):
+            return _deferred(score, Reason.UNCERTAIN, said)
+        return LocalDecision(said, True, score, None, number, said)
+
+
+def _deferred(score: float, reason: Reason, guess: str) -> LocalDecision:
+    return LocalDecision(None, False, 0.0 if isnan(score) else score, reason, guess=guess)
 
 
 def _limit(threshold: float | None) -> float:

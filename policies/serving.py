@@ -21,6 +21,8 @@ from policies.surrogates import Scores
 # Rows on which a graph is compared with its models, evenly taken where there are more.
 _MOST_CHECKED = 20_000
 _ROUNDING = 1e-6
+# Of scores nearer to 1 than this float32 tells too few apart to serve a threshold among them.
+_FINEST = 2e-5
 
 
 def export_stages(learned: Learned, judged: Judged, config: FitConfig) -> list[tuple[StageEntry, bytes]]:
@@ -65,12 +67,21 @@ def export_stages(learned: Learned, judged: Judged, config: FitConfig) -> list[t
 
 
 def frontier_entries(judged: Judged, n_stages: int) -> list[FrontierEntry]:
-    """What of the frontier is true of the graphs that are served: rows of the measurement that they come from."""
-    return [
-        FrontierEntry(row["target"], _by_stage(row["threshold"], n_stages), row["protected"])
-        for row in judged.frontier
-        if row["certified"] and row["ruling"] == judged.certificate.ruling
-    ]
+    """What of the frontier is true of the graphs that are served: rows of the measurement that they come from, with
+    thresholds that the graphs can tell from 1."""
+    entries = []
+    for row in judged.frontier:
+        if not row["certified"] or row["ruling"] != judged.certificate.ruling:
+            continue
+        stages = _by_stage(row["threshold"], n_stages)
+        if any(threshold is not None and threshold > 1 - _FINEST for threshold in stages):
+            stages = [None] * n_stages
+        protected = {
+            label: None if limit is None or limit > 1 - _FINEST else limit for label, limit in row["protected"].items()
+        }
+        if any(limit is not None for limit in (*stages, *protected.values())):
+            entries.append(FrontierEntry(row["target"], stages, protected))
+    return entries
 
 
 def _by_stage(threshold: float | None, n_stages: int) -> list[float | None]:

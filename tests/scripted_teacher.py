@@ -373,6 +373,18 @@ async def _error(_t: ScriptedTeacher, _c: Call, _r: Receive, send: Send) -> None
     await _respond(send, 500, JSON, b'{"error":{"message":"boom","type":"server_error","param":null,"code":null}}')
 
 
+def _refused(status: int, code: str) -> Behaviour:
+    async def behave(_t: ScriptedTeacher, _c: Call, _r: Receive, send: Send) -> None:
+        error = {"message": "Incorrect API key.", "type": "invalid_request_error", "param": None, "code": code}
+        await _respond(send, status, JSON, orjson.dumps({"error": error}))
+
+    return behave
+
+
+async def _raw(_t: ScriptedTeacher, _c: Call, _r: Receive, send: Send) -> None:
+    await _respond(send, 200, JSON, b"{}")
+
+
 async def _html(_t: ScriptedTeacher, _c: Call, _r: Receive, send: Send) -> None:
     await _respond(send, 200, [(b"content-type", b"text/html")], b"<html><body>Welcome to the proxy</body></html>")
 
@@ -458,6 +470,9 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "hang_up": _hang_up,
     "rate_limited": _rate_limited,
     "error": _error,
+    "unauthorized": _refused(401, "invalid_api_key"),
+    "forbidden": _refused(403, "unsupported_country_region_territory"),
+    "raw": _raw,  # says nothing of the body, which need not be JSON
     "html": _html,
     "redirect": _redirect,
     "gzip": _gzip,

@@ -14,7 +14,7 @@ from gateway.errors import InvalidRequest, UpstreamUnreachable
 from gateway.learn import Forwarded, learn
 from gateway.recognise import Recognised
 from gateway.wire import ModelRequest, Surface, parse_chat, parse_object
-from policies.types import Answer
+from policies.types import Answer, AnswerKind
 
 
 class Classify(Endpoint):
@@ -63,8 +63,10 @@ class Classify(Endpoint):
         flaw = self.services.recogniser.flaw(text)
         return await self.services.decider.decide(serving, text) if flaw is None else deferred(serving, flaw)
 
-    def _label(self, project: str, answer: Answer) -> str:
-        """The policy's name for the teacher's answer, or else its text."""
+    def _label(self, project: str, answer: Answer) -> str | None:
+        """The policy's name for the teacher's answer, or else its text; None where it is no label."""
+        if answer.kind is AnswerKind.OTHER:
+            return None
         policy = self.services.registry.serving(project).policy
         return (None if policy is None else policy.label_of(answer)) or answer.text
 

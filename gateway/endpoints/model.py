@@ -73,6 +73,8 @@ class ModelEndpoint(Relaying):
         found = self._recognise(request, control)
         self.admit(exchange, None if found is None else found.project)
         if found is None:
+            if control.mode is Mode.LOCAL:
+                raise KeptLocal("The call was to be answered locally or not at all, and belongs to no project.")
             exchange.headers = RELAYED_HEADERS
             self.metrics.requests.labels("", Lane.TEACHER, "").inc()
             await self._forward(exchange, self.services.upstream_of(None), raw, copied=False)

@@ -86,6 +86,20 @@ def test_the_encoder_is_asked_only_for_what_is_undecided(cascade: Path, monkeypa
     assert (empty.reason, long.reason) == (Reason.EMPTY, Reason.TOO_LONG)
 
 
+def test_probabilities_come_from_the_stage_that_answers_or_the_last(cascade: Path) -> None:
+    """The likeliest label is what that stage would say, with at least its accept score."""
+    policy = Policy.load(cascade)
+    stages = set()
+    for trace in make_traces(200, seed=8, blur=0.25):
+        decision, found = policy.decide(trace.input), policy.probabilities(trace.input)
+        assert found is not None
+        first, probability = next(iter(found.items()))
+        assert first == decision.guess
+        assert probability == pytest.approx(decision.accept_score) or (decision.accept_score < probability <= 0.5)
+        stages.add(decision.stage)
+    assert stages == {-1, 0, 1}
+
+
 def test_more_agreement_moves_both_stages(cascade: Path) -> None:
     """One row of the frontier has a threshold a stage, tied by the same rule as the certificate's."""
     policy = Policy.load(cascade)

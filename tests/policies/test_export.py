@@ -9,9 +9,9 @@ from policies.acceptor import Table, describe
 from policies.errors import ExportError, PolicyDamaged
 from policies.export import Fitted, build_graph, check_graph
 from policies.learning import Learned, learn
-from policies.session import open_session, run_session
+from policies.session import open_session, run_fully, run_session
 from policies.settings import FitConfig
-from policies.surrogates import SoftmaxModel
+from policies.surrogates import SoftmaxModel, softmax
 from tests.traces_maker import make_traces
 
 
@@ -48,6 +48,18 @@ def test_graph_and_model_give_the_same_numbers(learned: Learned) -> None:
         assert label == table.predicted[i]
         assert score == pytest.approx(accept[i], abs=1e-3)
         assert value == pytest.approx(guard[i], abs=1e-3)
+
+
+def test_the_graph_gives_the_surrogates_softmax_to_who_asks(learned: Learned) -> None:
+    """The probabilities of all labels are those of the fitted model's logits, and the other outputs stay the same."""
+    fitted, _, _ = _fitted(learned)
+    assert learned.reading is not None
+    expected = softmax(fitted.surrogate.scores(learned.reading.stages[0].features).logits[:, None])[:, 0]
+    session = open_session(build_graph(fitted))
+    for i, row in enumerate(_inputs(learned)):
+        *scored, found = run_fully(session, row)
+        assert tuple(scored) == run_session(session, row)
+        np.testing.assert_allclose(found, expected[i], atol=1e-4)
 
 
 def test_a_graph_of_another_model_is_noticed(learned: Learned) -> None:
