@@ -99,6 +99,8 @@ class ModelEndpoint(Relaying):
         if control.explain:
             exchange.headers.append((b"x-tracer-explain", explanation(decision, serving, control.agreement)))
         if decision.label is not None and call.reply is not None:
+            # OpenAI's clients show it as the answer's `request_id`; a forwarded answer brings the upstream's own.
+            exchange.headers.append((b"x-request-id", b"req_" + call.id.encode()))
             await self.answer(exchange, call, call.reply)
             return decision.lane
         if control.mode is Mode.LOCAL:

@@ -38,7 +38,8 @@ class Route:
     @property
     def decision(self) -> str | None:
         """Who answered last: handled, deferred, or None where no gateway was between."""
-        return self.answers[-1].get("x-tracer-decision")
+        found: str | None = self.answers[-1].get("x-tracer-decision")
+        return found
 
     def _note(self, answer: httpx.Response) -> None:
         self.answers.append(answer.headers)

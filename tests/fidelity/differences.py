@@ -13,7 +13,7 @@ FORWARDED = {
     "date, connection, keep-alive, transfer-encoding headers": "belong to the connection, of which there are two",
 }
 HANDLED = {
-    "id, item_id, call_id": "our own, with OpenAI's prefixes",
+    "id, item_id, call_id, request_id": "our own, with OpenAI's prefixes",
     "created, created_at, completed_at": "when the gateway answered",
     "model": "`tracer_surrogate`",
     "usage": "zero tokens, under the same keys",
@@ -21,15 +21,15 @@ HANDLED = {
     "service_tier": "always `default`",
     "obfuscation": "not sent: there is no network between model and answer whose packets could be measured",
     "pieces of a stream": "the text, or a tool's arguments, come in one delta, so `sequence_number` counts fewer",
-    "headers": "x-tracer-* are added; openai-*, x-ratelimit-* and x-request-id are the provider's own and missing",
+    "headers": "x-tracer-* are added; openai-* and x-ratelimit-* are the provider's own, and missing",
 }
 
-_IDS = frozenset({"id", "item_id", "call_id", "tool_call_id"})
+_IDS = frozenset({"id", "item_id", "call_id", "tool_call_id", "request_id", "request"})
 _TIMES = frozenset({"created", "created_at", "completed_at"})
 _ANY = frozenset({"model", "system_fingerprint", "service_tier"})
 _DROPPED = frozenset({"obfuscation", "sequence_number"})
 _CONNECTION = frozenset({"date", "connection", "keep-alive", "transfer-encoding"})
-_PROVIDER = ("openai-", "x-ratelimit-", "x-request-id")
+_PROVIDER = ("openai-", "x-ratelimit-")
 
 
 def forwarded_headers(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -41,7 +41,7 @@ def handled_headers(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]
     """The headers of an answer without those that may differ when it is handled."""
     kept = [(k, v) for k, v in forwarded_headers(headers) if not k.startswith(_PROVIDER)]
     # How many bytes there are follows from what else may differ.
-    return sorted((k, v) for k, v in kept if k != "content-length")
+    return sorted((k, v[:4] if k == "x-request-id" else v) for k, v in kept if k != "content-length")
 
 
 def handled(value: Any) -> Any:

@@ -10,6 +10,7 @@ from tests.fidelity.conftest import Route
 from tests.fidelity.differences import handled
 from tests.fidelity.ways import WAYS, Way
 from tests.fidelity.world import FORMS, STRANGE, Form, World
+from tests.scripted_teacher import ScriptedTeacher
 
 PAIRS = [(form, way) for form in FORMS.values() for way in WAYS if way.fits(form)]
 CASES = [pytest.param(form, way, id=f"{form.name}-{way.name}") for form, way in PAIRS]
@@ -61,3 +62,17 @@ def test_the_async_client_sees_the_same(direct: Route, through: Route, world: Wo
 
     asyncio.run(compare())
     assert {headers.get("x-tracer-decision") for headers in through.answers} >= {"handled", "deferred"}
+
+
+def test_what_an_llm_writes_is_paid_for(through: Route, openai_teacher: ScriptedTeacher, world: World) -> None:
+    """Of a tool that was picked locally: the usage is that of the LLM, which is asked for that one tool."""
+    form = FORMS["open_tool"]
+    with through.client() as client:
+        answer = client.chat.completions.create(**form.chat(world.known[form.name]))
+    assert through.answers[-1]["x-tracer-reason"] == "arguments"
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens > 0
+    asked = openai_teacher.calls[-1].json
+    assert len(asked["tools"]) == 1
+    assert asked["tool_choice"]["function"]["name"] == asked["tools"][0]["function"]["name"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import openai
+from openai._legacy_response import LegacyAPIResponse
 from pydantic import BaseModel
 
 from tests.fidelity.differences import check_sequence, order
@@ -63,13 +64,16 @@ async def _create_async(client: openai.AsyncOpenAI, form: Form, text: str) -> Ob
 
 
 def _raw(client: openai.OpenAI, form: Form, text: str) -> Observed:
-    raw = client.chat.completions.with_raw_response.create(**form.chat(text))
-    return {"status": raw.status_code, "type": raw.headers["content-type"], "result": plain(raw.parse())}
+    return _raw_seen(client.chat.completions.with_raw_response.create(**form.chat(text)))
 
 
 async def _raw_async(client: openai.AsyncOpenAI, form: Form, text: str) -> Observed:
-    raw = await client.chat.completions.with_raw_response.create(**form.chat(text))
-    return {"status": raw.status_code, "type": raw.headers["content-type"], "result": plain(raw.parse())}
+    return _raw_seen(await client.chat.completions.with_raw_response.create(**form.chat(text)))
+
+
+def _raw_seen(raw: LegacyAPIResponse[Any]) -> Observed:
+    seen = {"status": raw.status_code, "type": raw.headers["content-type"], "request_id": raw.request_id}
+    return {**seen, "result": plain(raw.parse())}
 
 
 def _streaming(client: openai.OpenAI, form: Form, text: str) -> Observed:

@@ -104,6 +104,9 @@ _ROUTED = [_tool(label, _QUEUE) for label in LABELS]
 _SORT = [_tool("sort", {"properties": {"label": {"type": "string", "enum": LABELS}}, "required": ["label"]})]
 
 
+_OPEN = [_tool(label, {"properties": {"quote": {"type": "string"}}, "required": ["quote"]}) for label in LABELS]
+
+
 def _routed(topic: str, _: str) -> str:
     return f'{topic} {{"queue":"{topic[:4]}","notify":{"true" if len(topic) % 2 else "false"}}}'
 
@@ -118,6 +121,7 @@ FORMS = {
         Form("any_json", {"response_format": {"type": "json_object"}}),
         Form("tool", {"tools": _BARE}),
         Form("required_tool", {"tools": _BARE, "tool_choice": "required", "parallel_tool_calls": False}),
+        Form("open_tool", {"tools": _OPEN}, lambda topic, text: f"{topic} {json.dumps({'quote': text})}"),
         Form("constant_tool", {"tools": _ROUTED}, _routed),
         Form(
             "enum_tool",
