@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 class LocalCall:
     """A project's call on its way through: `reply` is the answer it may be given, once there is one.
 
-    `model` is who gives it, `usage` (JSON) what it cost where an LLM wrote a part of it; `wanted` is what it was checked
-    against.
+    `model` is who gives it, `usage` (JSON) what it cost where an LLM wrote a part of it; `wanted` is what it was
+    checked against.
     """
 
     id: str

@@ -14,7 +14,7 @@ from policies.evaluation import evaluate
 from policies.fitting import fit_policy, update_policy
 from policies.policy import Policy
 from policies.settings import FitConfig
-from policies.types import AnswerKind, Reason, Trace
+from policies.types import Answer, AnswerKind, Reason, Trace
 from tests.data import dataset
 from tests.traces_maker import LABELS, make_traces
 
