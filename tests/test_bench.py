@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import frontier, scale
+from bench import frontier, scale, stream
 from policies.types import Trace
 
 STAMP = {"cpu": "CPU", "cores": 2, "python": "3.11.7", "commit": "abc", "date": "2026-01-02T00:00:00+00:00"}
@@ -195,6 +195,23 @@ def test_embeddings_are_cached_by_text_and_encoder(tmp_path: Path) -> None:
     assert frontier.embeddings(encoder, ["a", "c"], tmp_path, "set") != first  # type: ignore[arg-type]
     assert encoder.calls == 2
     assert np.load(first).tolist() == [[1.0], [2.0]]
+
+
+def test_streams_are_compared_event_by_event() -> None:
+    """Times are read from whole events only, and what the gateway adds is the difference of the percentiles."""
+    assert stream.stamps(b'x"content":"12"}\n\ny"content":"345"}\n\nz"content":"6') == [12, 345]
+    direct, through = stream.Times([1.0] * 9, [0.1] * 90), stream.Times([1.5] * 9, [0.3] * 90)
+    row = stream.as_row(32, direct, through)
+    assert (row["n_streams"], row["n_events"]) == (9, 90)
+    assert (row["added_first_ms"], row["added_event_ms"]) == ({"p50": 0.5, "p99": 0.5}, {"p50": 0.2, "p99": 0.2})
+    assert "| 32 | time to first event, ms | 1.00 / 1.00 | 1.50 / 1.50 | 0.50 / 0.50 |" in stream.table([row])
+
+
+@pytest.mark.parametrize("argv", [["--streams", "0"], ["--streams", "x"], ["--rounds", "0"], ["--interval-ms", "-1"]])
+def test_stream_refuses_impossible_numbers(argv: list[str]) -> None:
+    """There is at least one of each."""
+    with pytest.raises(SystemExit):
+        stream.parse(argv)
 
 
 class _Encoder:
