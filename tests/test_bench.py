@@ -200,11 +200,12 @@ def test_embeddings_are_cached_by_text_and_encoder(tmp_path: Path) -> None:
 def test_streams_are_compared_event_by_event() -> None:
     """Times are read from whole events only, and what the gateway adds is the difference of the percentiles."""
     assert stream.stamps(b'x"content":"12"}\n\ny"content":"345"}\n\nz"content":"6') == [12, 345]
-    direct, through = stream.Times([1.0] * 9, [0.1] * 90), stream.Times([1.5] * 9, [0.3] * 90)
+    direct = stream.Times([1.0] * 9, [0.5] * 9, [0.1] * 90)
+    through = stream.Times([1.5] * 9, [0.6] * 9, [0.3] * 90)
     row = stream.as_row(32, direct, through)
-    assert (row["n_streams"], row["n_events"]) == (9, 90)
-    assert (row["added_first_ms"], row["added_event_ms"]) == ({"p50": 0.5, "p99": 0.5}, {"p50": 0.2, "p99": 0.2})
-    assert "| 32 | time to first event, ms | 1.00 / 1.00 | 1.50 / 1.50 | 0.50 / 0.50 |" in stream.table([row])
+    assert (row["n_streams"], row["n_later"]) == (9, 90)
+    assert (row["added_asked_ms"], row["added_later_ms"]) == ({"p50": 0.5, "p99": 0.5}, {"p50": 0.2, "p99": 0.2})
+    assert "| 32 | delay of the first event, ms | 0.50 / 0.50 | 0.60 / 0.60 | 0.10 / 0.10 |" in stream.table([row])
 
 
 @pytest.mark.parametrize("argv", [["--streams", "0"], ["--streams", "x"], ["--rounds", "0"], ["--interval-ms", "-1"]])
