@@ -20,7 +20,7 @@ async def ask(services: Services, exchange: Exchange, upstream: Upstream, surfac
     call = UpstreamCall("POST", surface, b"", headers, body)
     client = Client(exchange.receive, _discard)
     outcome = await forward(upstream, call, client, [], services.metrics, services.places, copied=True)
-    services.access.learned(upstream.name, exchange.caller, outcome.status)
+    services.access.learned(outcome.upstream, exchange.caller, outcome.status)
     return outcome
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from gateway.decide import Decision
 from gateway.reading import read_answer
 from gateway.recognise import Recognised, prompt_fingerprint
-from gateway.relay import Outcome
+from gateway.relay import COPY_LIMIT, Outcome
 from gateway.services import Services
 from gateway.upstream import Upstream
 from gateway.wire import ModelRequest
-from policies.types import Answer, StoredTrace
+from policies.types import Answer, AnswerKind, StoredTrace
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,13 @@ def learn(services: Services, call: Forwarded, outcome: Outcome) -> Answer | Non
 
     Call it when the client has its last byte: it parses. Never raises.
     """
-    if outcome.status != 200 or not outcome.copy:
+    if outcome.status != 200 or not (outcome.copy or outcome.overlong):
         return None
     try:
-        answer = read_answer(call.request.surface, outcome.headers, bytes(outcome.copy))
+        if outcome.copy:
+            answer = read_answer(call.request.surface, outcome.headers, bytes(outcome.copy))
+        else:
+            answer = Answer(f"an answer of more than {COPY_LIMIT:,} bytes", AnswerKind.OTHER)
         # What another model said in the teacher's place is not what the teacher would have said.
         if answer is not None and call.found.text is not None and not outcome.fallback:
             services.traces.record(_trace(call, call.found.text, answer))

@@ -1,5 +1,6 @@
 """A gateway on a real socket: in a thread for most tests, as a process where signals and start-up matter."""
 
+import asyncio
 import os
 import re
 import signal
@@ -59,6 +60,10 @@ class ThreadedGateway:
         self._server.should_exit = True
         self._thread.join(15)
         self._socket.close()
+
+    def tasks(self) -> int:
+        """How many tasks its event loop has."""
+        return len(asyncio.all_tasks(self._server.loop))
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample, 0 where there is none."""
@@ -128,6 +133,7 @@ class _Server(uvicorn.Server):
         self.ready = threading.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
         try:
             await super().startup(sockets)
         finally:

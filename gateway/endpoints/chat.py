@@ -4,7 +4,6 @@ from gateway.answer import EVENT_STREAM, JSON, NO_CACHE, NO_USAGE, Envelope, ren
 from gateway.asgi import send_bytes
 from gateway.endpoints.exchange import Exchange
 from gateway.endpoints.model import LocalCall, ModelEndpoint
-from gateway.wanted import wanted
 from gateway.wire import ModelRequest, Surface, parse_chat
 from policies.types import Answer
 
@@ -21,7 +20,7 @@ class Chat(ModelEndpoint):
     async def answer(self, exchange: Exchange, call: LocalCall, reply: Answer) -> None:
         """A completion, or its stream."""
         body = call.request.body
-        finish = wanted(call.request).finish_reason
+        finish = "stop" if call.wanted is None else call.wanted.finish_reason
         envelope = Envelope(call.id, call.serving.version or "", finish, call.model, call.usage or NO_USAGE)
         if not body.get("stream"):
             await send_bytes(exchange.send, 200, JSON, render(reply, envelope), exchange.headers)

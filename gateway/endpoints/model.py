@@ -20,7 +20,7 @@ from gateway.recognise import MODEL_PREFIX, Recognised
 from gateway.registry import Serving
 from gateway.relay import Client, Outcome, forward
 from gateway.upstream import Upstream, UpstreamCall
-from gateway.wanted import misfit, wanted
+from gateway.wanted import Wanted, misfit, wanted
 from gateway.wire import ModelRequest, Surface, with_model
 from policies.types import Answer, AnswerKind, Reason
 
@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 class LocalCall:
     """A project's call on its way through: `reply` is the answer it may be given, once there is one.
 
-    `model` is who gives it, `usage` (JSON) what it cost where an LLM wrote a part of it.
+    `model` is who gives it, `usage` (JSON) what it cost where an LLM wrote a part of it; `wanted` is what it was
+    checked against.
     """
 
     id: str
@@ -42,6 +43,7 @@ class LocalCall:
     reply: Answer | None = None
     model: str = SURROGATE_MODEL
     usage: bytes | None = None
+    wanted: Wanted | None = None
 
 
 class ModelEndpoint(Relaying):
@@ -55,7 +57,8 @@ class ModelEndpoint(Relaying):
 
     def misfit(self, call: LocalCall, reply: Answer) -> Reason | None:
         """Why the answer would not be what the request asks for, or None."""
-        return misfit(reply, wanted(call.request))
+        call.wanted = wanted(call.request)
+        return misfit(reply, call.wanted)
 
     @abstractmethod
     async def answer(self, exchange: Exchange, call: LocalCall, reply: Answer) -> None:
@@ -182,7 +185,7 @@ class ModelEndpoint(Relaying):
         outcome = await forward(
             upstream, call, client, exchange.headers, self.metrics, self.services.places, copied=copied
         )
-        self.services.access.learned(upstream.name, exchange.caller, outcome.status)
+        self.services.access.learned(outcome.upstream, exchange.caller, outcome.status)
         return outcome
 
 

@@ -26,7 +26,7 @@ class Relaying(Endpoint):
         outcome = await forward(upstream, call, client, exchange.headers, self.metrics, self.services.places)
         if outcome.status >= 400:
             # A yes counts only where keys are surely checked, which not every path does; a no counts everywhere.
-            self.services.access.learned(upstream.name, exchange.caller, outcome.status)
+            self.services.access.learned(outcome.upstream, exchange.caller, outcome.status)
 
 
 class Passthrough(Relaying):

@@ -233,12 +233,24 @@ def test_a_response_is_recognised_answered_and_streamed(
     assert teacher.calls == []
 
 
-def test_a_forwarded_response_becomes_a_trace(gateway: ThreadedGateway, known: Trace) -> None:
-    """With the body the client sent, but for the model's name."""
+def test_a_forwarded_response_becomes_a_trace(gateway: ThreadedGateway, teacher: ScriptedTeacher, known: Trace) -> None:
+    """It travels as the client sent it, but for the model's name."""
     body = {"model": "tracer/text", "input": known.input, "store": True}
     answer = _post(gateway, "responses", **body)
     assert answer.headers["x-tracer-reason"] == "store"
-    assert answer.json() == body | {"model": "big"}  # the scripted teacher echoes
+    assert teacher.calls[0].json == body | {"model": "big"}
+    said = answer.json()["output"][0]["content"][0]["text"]
+    # What is to be stored at the provider is a call that no policy reads: nothing to learn from.
+    assert (said, _stored(gateway)) == (teacher.label_of(known.input), [])
+
+
+def test_a_deferred_response_is_learned(gateway: ThreadedGateway, teacher: ScriptedTeacher) -> None:
+    """Whole or streamed."""
+    for stream in (False, True):
+        assert _post(gateway, "responses", model="tracer/text", input="qqq zzz", stream=stream).status_code == 200
+    traces = _stored(gateway)
+    assert {trace.input for trace in traces} == {"qqq zzz"}
+    assert [trace.teacher for trace in traces] == [teacher.label_of("qqq zzz")] * 2
 
 
 def test_a_choice_is_answered_with_calibrated_probabilities(

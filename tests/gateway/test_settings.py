@@ -75,6 +75,15 @@ def test_an_unknown_key_is_named_with_what_would_be_valid(tree: Any, key: str, h
         ({"upstreams": {"a": {}}}, "upstreams.a: needs base_url"),
         ({"upstreams": {"a": {"base_url": "localhost:1"}}}, "upstreams.a.base_url: should be http(s)://"),
         ({"upstreams": {"a": UPSTREAM | {"read_timeout": 0}}}, "upstreams.a.read_timeout: "),
+        ({"upstreams": {"a": UPSTREAM | {"retries": -1}}}, "upstreams.a.retries: "),
+        (
+            {"upstreams": {"a": {"base_url": "http://me:pw@host/v1"}}},
+            "upstreams.a.base_url: should hold no credentials",
+        ),
+        (
+            {"upstreams": {"a": {"base_url": "http://me@host/v1"}}},
+            "name the variable that holds the key in api_key_env",
+        ),
         (
             {"projects": {"a": PROJECT | {"match": {"system_prompt": "(", "mode": "regex"}}}},
             "projects.a.match: system_prompt is not a regular expression",
@@ -84,6 +93,37 @@ def test_an_unknown_key_is_named_with_what_would_be_valid(tree: Any, key: str, h
 def test_a_wrong_value_is_named(tree: Any, expected: str) -> None:
     """The message starts with the key at fault."""
     assert _problem(tree).startswith(expected) or expected in _problem(tree).splitlines()[0]
+
+
+OTHER = {"base_url": "http://elsewhere/v1", "api_key_env": "KEY"}
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "expected"),
+    [
+        ([{"upstream": "c"}], "upstreams.a.fallbacks.0.upstream: 'c' is not configured; known: a, b"),
+        ([{"upstream": "a"}], "upstreams.a.fallbacks.0: is the upstream itself"),
+        ([{"upstream": "b"}, {"upstream": "b"}], "upstreams.a.fallbacks.1: is there twice"),
+        ([{"upstream": "b", "modle": "x"}], "upstreams.a.fallbacks.0.modle: unknown key; did you mean 'model'?"),
+        ([{"model": "x"}], "upstreams.a.fallbacks.0.upstream: is required"),
+    ],
+)
+def test_a_wrong_fallback_is_named(fallbacks: list[dict[str, str]], expected: str) -> None:
+    """By its place in the list."""
+    tree = {"upstreams": {"a": UPSTREAM | {"fallbacks": fallbacks}, "b": OTHER}}
+    assert expected in _problem(tree)
+
+
+def test_a_clients_key_cannot_be_sent_to_another_provider() -> None:
+    """A fallback elsewhere has a key of its own; one at the same host may take the client's."""
+    fallbacks = {"fallbacks": [{"upstream": "b"}]}
+    keyless = {"base_url": OTHER["base_url"]}
+    assert "upstreams.b.api_key_env: is required of a fallback of 'a'" in _problem(
+        {"upstreams": {"a": UPSTREAM | fallbacks, "b": keyless}}
+    )
+    build_settings({"upstreams": {"a": UPSTREAM | fallbacks, "b": OTHER}}, {})
+    build_settings({"upstreams": {"a": UPSTREAM | fallbacks, "b": {"base_url": "http://localhost:1/other"}}}, {})
+    build_settings({"upstreams": {"a": UPSTREAM | {"fallbacks": [{"upstream": "a", "model": "small"}]}}}, {})
 
 
 def test_every_problem_is_told_at_once() -> None:

@@ -11,7 +11,7 @@ from policies.features import TextEncoder
 from policies.fitting import fit_policy
 from policies.policy import Policy
 from policies.settings import FitConfig
-from policies.types import Reason
+from policies.types import Answer, AnswerKind, Reason
 from tests.traces_maker import make_traces
 
 
@@ -58,6 +58,16 @@ def test_many_inputs_decide_like_single_ones(policy: Policy) -> None:
 def test_a_one_token_text_has_no_bigrams_and_is_decided(policy: Policy) -> None:
     """The shortest text there is goes through the graph."""
     assert policy.decide("refund").accept_score > 0
+
+
+def test_a_policy_knows_the_teachers_answer_for_every_label(policy: Policy) -> None:
+    """And which label an answer is, however it is spelled."""
+    assert set(policy.answers) == set(policy.labels)
+    assert policy.answers["loan"] == Answer("loan")
+    assert policy.label_of(Answer(" Loan.")) == "loan"
+    assert policy.label_of(Answer("mortgage")) is None
+    assert policy.label_of(Answer("loan", AnswerKind.TOOL, "{}")) is None
+    assert policy.label_of(Answer("loan", AnswerKind.OTHER)) is None
 
 
 def test_case_does_not_matter(policy: Policy) -> None:
