@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema_rs
 import orjson
 
+from gateway.effort import PATTERN_BYTES, affordable
 from gateway.wire import ModelRequest, Surface
 from policies.types import Answer, AnswerKind, Reason
 
@@ -128,11 +129,12 @@ def _fit(text: str, encoded: bytes) -> bool:
     if not encoded:
         return True
     try:
-        # The client wrote the schema: nothing is fetched for it, and its patterns run in linear time.
-        found = jsonschema_rs.validator_for(
-            orjson.loads(encoded), offline=True, pattern_options=jsonschema_rs.RegexOptions()
-        )
-        return found.is_valid(value)
+        # The client wrote the schema: nothing is fetched for it, its patterns run in linear time, its size is bounded.
+        schema = orjson.loads(encoded)
+        if not affordable(schema):
+            return False
+        patterns = jsonschema_rs.RegexOptions(size_limit=PATTERN_BYTES)
+        return jsonschema_rs.validator_for(schema, offline=True, pattern_options=patterns).is_valid(value)
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError, RecursionError):
         return False
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from gateway.asgi import send_json
+from gateway.decide import Decision
 from gateway.endpoints.exchange import Exchange
 from gateway.endpoints.model import LocalCall, ModelEndpoint
-from gateway.errors import InternalError
 from gateway.reading import choice_label
 from gateway.wire import ModelRequest, Surface, parse_decisions
 from policies.types import Answer, AnswerKind, Reason
@@ -30,21 +30,34 @@ class Decisions(ModelEndpoint):
         return parse_decisions(raw)
 
     def misfit(self, call: LocalCall, reply: Answer) -> Reason | None:
-        """Every label must be one of the values that the question offers."""
+        """Every label must be one of the values that the question offers, and one only."""
         policy = call.serving.policy
         if policy is None or reply.kind is not AnswerKind.TEXT:
             return Reason.QUESTION
         (question,) = call.request.body["questions"]
-        offered = _SIDES if question["type"] == "predicate" else _values(question).keys()
-        return None if offered >= set(policy.labels) else Reason.QUESTION
+        if question["type"] == "predicate":
+            return None if set(policy.labels) <= _SIDES else Reason.QUESTION
+        values = _values(question)
+        # To the API "true" and true are two values, which no label tells apart.
+        told_apart = len(values) == len(question["choices"])
+        return None if told_apart and values.keys() >= set(policy.labels) else Reason.QUESTION
 
-    async def answer(self, exchange: Exchange, call: LocalCall, reply: Answer) -> None:
-        """The one answer, in the question's own values."""
-        found = await self.services.decider.probabilities(call.serving, call.found.text or "")
+    async def decide(self, call: LocalCall) -> Decision:
+        """As everywhere, and with probabilities: an answer that has none to give is the teacher's."""
+        decision = await super().decide(call)
         policy = call.serving.policy
-        label = None if policy is None else policy.label_of(reply)
-        if found is None or label is None:
-            raise InternalError("The policy answered, and then had no probabilities to give.")
+        if call.reply is None or policy is None:
+            return decision
+        found = await self.services.decider.probabilities(call.serving, call.found.text or "")
+        if found is None or decision.label is None:
+            call.reply = None
+            return decision.put_off(Reason.BUSY if policy.slow else Reason.ERROR)
+        call.chosen = decision.label, found
+        return decision
+
+    async def answer(self, exchange: Exchange, call: LocalCall, _: Answer) -> None:
+        """The one answer, in the question's own values."""
+        label, found = call.chosen or ("", {})
         (question,) = call.request.body["questions"]
         if question["type"] == "predicate":
             given: dict[str, Any] = {"type": "predicate", "probability": found.get("true", 0.0)}

@@ -32,7 +32,7 @@ class LocalCall:
     """A project's call on its way through: `reply` is the answer it may be given, once there is one.
 
     `model` is who gives it, `usage` (JSON) what it cost where an LLM wrote a part of it; `wanted` is what it was
-    checked against.
+    checked against, `chosen` a decision's label with the probability of each.
     """
 
     id: str
@@ -44,6 +44,7 @@ class LocalCall:
     model: str = SURROGATE_MODEL
     usage: bytes | None = None
     wanted: Wanted | None = None
+    chosen: tuple[str, dict[str, float]] | None = None
 
 
 class ModelEndpoint(Relaying):
@@ -91,7 +92,7 @@ class ModelEndpoint(Relaying):
     ) -> Lane:
         serving = self.serving(found.project, exchange.caller)
         call = LocalCall(new_id(), request, found, control, serving)
-        decision = await self._decide(call)
+        decision = await self.decide(call)
         if decision.label is not None and call.reply is not None and _wants_arguments(call.reply):
             decision = await self._write_arguments(exchange, call, decision, call.reply)
         self.count(found.project, decision)
@@ -121,7 +122,7 @@ class ModelEndpoint(Relaying):
             logger.error("reading a call failed (%s); it is forwarded", type(error).__name__)
             return None
 
-    async def _decide(self, call: LocalCall) -> Decision:
+    async def decide(self, call: LocalCall) -> Decision:
         """Who answers; sets the call's reply where the policy may and does."""
         serving, found, control = call.serving, call.found, call.control
         if found.reason is not None or found.text is None:

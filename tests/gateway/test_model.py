@@ -271,6 +271,30 @@ def test_a_choice_is_answered_with_calibrated_probabilities(
     assert _post(gateway, "decisions", **body | {"questions": [fewer]}).headers["x-tracer-reason"] == "question"
 
 
+def test_values_that_no_label_tells_apart_are_the_teachers(gateway: ThreadedGateway, known: Trace) -> None:
+    """The text "true" and the boolean are two values of a choice; a value given twice is the teacher's to make out."""
+    choices = [{"value": label} for label in [*LABELS, "true"]]
+    for more in (True, LABELS[0]):
+        question = {"type": "choice", "instructions": "Which?", "choices": [*choices, {"value": more}]}
+        body = {"model": "tracer/text", "input": known.input, "questions": [question]}
+        assert _post(gateway, "decisions", **body).headers["x-tracer-reason"] == "question"
+
+
+def test_a_choice_without_probabilities_is_the_teachers(
+    gateway: ThreadedGateway, teacher: ScriptedTeacher, known: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong in scoring ends in a forward."""
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(gateway.services.decider, "probabilities", nothing)
+    question = {"type": "choice", "instructions": "Which?", "choices": [{"value": label} for label in LABELS]}
+    answer = _post(gateway, "decisions", model="tracer/text", input=known.input, questions=[question])
+    assert (answer.status_code, answer.headers["x-tracer-reason"]) == (200, "error")
+    assert teacher.calls[-1].path == "/v1/decisions"
+
+
 def test_a_predicate_is_answered_with_its_probability(gateway: ThreadedGateway, known: Trace) -> None:
     """That of "true"."""
     question = {"type": "predicate", "instructions": "Is it about money?"}
