@@ -28,7 +28,7 @@ from policies.features import MAX_CHARS, TextEncoder
 from policies.judging import Judged, judge
 from policies.learning import Learned, Progress, learn, silent
 from policies.policy import Policy, read_encoder
-from policies.serving import export_stages, frontier_entries
+from policies.serving import combinations, export_stages, frontier_entries
 from policies.settings import FeatureSpec, FitConfig
 from policies.traces import merge, read_traces, to_line
 from policies.types import Trace
@@ -196,7 +196,7 @@ def _option(
         learned = learn(traces, config, spec, embeddings, progress, encoder)
         progress("gate", 0.82)
         judged = judge(learned, config, n_options)
-        stages: list[tuple[StageEntry, bytes]] = []
+        stages: list[tuple[StageEntry, dict[str, bytes]]] = []
         if judged.ruling is not None and not judged.certificate.refused:
             progress("export", 0.88)
             stages = export_stages(learned, judged, config)
@@ -211,6 +211,7 @@ def _option(
         stages=[entry for entry, _ in stages],
         protected=judged.thresholds.named(learned.labels) if stages else {},
         frontier=frontier_entries(judged, len(stages)) if stages else [],
+        combinations=combinations(learned, judged) if stages else [],
         max_chars=MAX_CHARS,
         n_traces=len(traces),
         n_labels=len(learned.teacher_counts),
@@ -218,7 +219,7 @@ def _option(
         certificate=judged.certificate,
         files={},
     )
-    found = _Option(manifest, learned, judged, {entry.model: graph for entry, graph in stages})
+    found = _Option(manifest, learned, judged, {role: graph for _, graphs in stages for role, graph in graphs.items()})
     return found if n_options == 1 else replace(found, microseconds=_mean_microseconds(found, traces))
 
 
@@ -236,7 +237,7 @@ def _mean_microseconds(option: _Option, traces: list[Trace]) -> float | None:
     if not policy.slow:
         return quick * 1e6
     undecided = [text for text in texts if policy.decide_quickly(text) is None] or texts[:1]
-    answered_early = option.judged.report["handled_by_stage"][0] if len(option.graphs) > 1 else 0.0
+    answered_early = option.judged.report["handled_by_stage"][0] if len(option.manifest.stages) > 1 else 0.0
     return (quick + (1 - answered_early) * _mean_seconds(policy.decide, undecided)) * 1e6
 
 
