@@ -4,11 +4,11 @@ python bench/stream.py [--streams 1,32] [--rounds 20] [--events 25] [--interval-
 
 Upstream, gateway and client are three processes. An event holds the time at which the upstream wrote it, on the clock
 all three share; its delay is that of its arrival at the client less that time. The time to the first event runs from
-the request's last byte, so that it holds the request's way as well. In each round as many streams as are named run side by side, over connections that stay open,
-first from the upstream and then through the gateway, so that both see the same machine; each starts at a moment of its
-own within the first 100 ms, the same for both. The calls are a project's, of
-which the gateway keeps a copy. Prints a Markdown table and writes the figures as JSON with machine and versions; exits
-with 1 where the median delay of a first event is more than 1 ms longer through the gateway.
+the request's last byte, so that it holds the request's way as well. In each round as many streams as are named run side
+by side, over connections that stay open, first from the upstream and then through the gateway, so that both see the
+same machine; each starts at a moment of its own within the first 100 ms, the same for both. The calls are a project's,
+of which the gateway keeps a copy. Prints a Markdown table and writes the figures as JSON with machine and versions;
+exits with 1 where the median delay of a first event is more than 1 ms longer through the gateway.
 """
 
 import argparse
@@ -52,7 +52,7 @@ START, END = b'"content":"', b'"'
 
 @dataclass
 class Times:
-    """Milliseconds: of every stream's first event since its request; of first and later events since each was written."""
+    """Milliseconds: first events since their requests; first and later events since each was written."""
 
     asked: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)

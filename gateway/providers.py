@@ -71,6 +71,7 @@ class ProviderUpstream:
         if unknown:
             raise InvalidRequest(f"The upstream {self.name!r} does not take {unknown[0]!r}.", param=unknown[0])
         streamed = bool(body.get("stream"))
+        answer: Any = None
         try:
             answer = await self._litellm.acompletion(
                 **body,
@@ -87,6 +88,10 @@ class ProviderUpstream:
         except Exception as error:  # noqa: BLE001 - litellm lets its providers' own exceptions through beside its own
             status, headers, refusal = answered(error, self.name)
             return _WholeAnswer(status, [_JSON, *headers], refusal, Origin(self.name))
+        except asyncio.CancelledError:
+            if streamed and answer is not None:
+                await answer.aclose()
+            raise
         if streamed:
             return _StreamAnswer(answer, first, Origin(self.name))
         return _WholeAnswer(200, [_JSON], answer.model_dump_json().encode(), Origin(self.name))

@@ -8,6 +8,7 @@ from pathlib import Path
 import orjson
 from threadpoolctl import threadpool_limits
 
+from policies.answers import AnswerForms
 from policies.artifact import Manifest, write_version
 from policies.features import MAX_CHARS
 from policies.judging import judge
@@ -95,6 +96,7 @@ def fit_fields(traces: list[Trace], heads: Mapping[str, tuple[int, ...]], config
         settings={},
         certificate=judged.certificate,
         files={},
+        answers=AnswerForms.learn([trace.answer for trace in traces]).only(learned.labels),
     )
     contents = {role: (f"{role}.onnx", graph) for _, found in stages for role, graph in found.items()}
     reading = learned.reading

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from policies.store import Store
-from tests.raw_upstream import Handler, RawUpstream, answering, response, silent
+from tests.raw_upstream import Connection, Handler, RawUpstream, answering, response, silent
 from tests.scripted_teacher import ScriptedTeacher
 from tests.serving import GatewayProcess
 
@@ -57,12 +57,14 @@ def provider(
                 "breaker_failures": 0,
             },
             "nobody": {"provider": "anthropic", "base_url": "http://127.0.0.1:9", "breaker_failures": 0},
+            "nap": {"provider": "anthropic", "base_url": f"http://127.0.0.1:{claude.port}"},
         },
         "default_upstream": "vllm",
         "projects": {
             "bank": {"policy": f"{folder}/absent", "teacher": "some-model"},
             "claude": {"policy": f"{folder}/absent", "teacher": "claude-x", "upstream": "claude"},
             "nobody": {"policy": f"{folder}/absent", "teacher": "claude-x", "upstream": "nobody"},
+            "nap": {"policy": f"{folder}/absent", "teacher": "claude-x", "upstream": "nap"},
         },
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
@@ -165,7 +167,8 @@ def test_a_stream_that_ends_too_early_is_cut(provider: GatewayProcess, scripted:
 )
 def test_a_client_cannot_steer_litellm(provider: GatewayProcess, scripted: ScriptedTeacher, key: str) -> None:
     """Only OpenAI's parameters travel: our key goes to the configured place and nowhere else."""
-    answer = _post(provider, **{key: "http://elsewhere.example"})
+    fields: dict[str, Any] = {key: "http://elsewhere.example"}
+    answer = _post(provider, **fields)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, key)
     assert scripted.calls == []
 
@@ -285,6 +288,25 @@ def test_streamed_tool_calls_and_their_usage_come_back(provider: GatewayProcess,
     assert _asked(claude)["tool_choice"] == {"type": "any"}
 
 
+async def _no_event(upstream: RawUpstream, connection: Connection) -> None:
+    """Begins a stream and sends nothing in it."""
+    upstream.requests.append(await connection.request())
+    await connection.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+    await connection.gone()
+
+
+@pytest.mark.parametrize(("handler", "stream"), [(silent, False), (silent, True), (_no_event, True)])
+def test_a_client_that_leaves_before_the_first_event_closes_the_providers_call(
+    provider: GatewayProcess, claude: RawUpstream, handler: Handler, stream: bool
+) -> None:
+    """Within a second, long before any time-out."""
+    _scripted_claude(claude, handler)
+    claude.wait_until(0)
+    with pytest.raises(httpx.ReadTimeout):
+        _post(provider, timeout=0.3, model="tracer/nap", stream=stream)
+    claude.wait_until(0, 1.0)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503, 529])
 def test_a_refusal_is_told_in_the_providers_words(
@@ -379,7 +401,7 @@ def test_whole_answers_are_learned_and_nothing_left_the_machine(
     assert "where" not in provider.log()
 
 
-def _post(provider: GatewayProcess, **fields: object) -> httpx.Response:
+def _post(provider: GatewayProcess, timeout: float = 20, **fields: object) -> httpx.Response:
     body = {"model": "tracer/bank", "messages": QUESTION} | fields
     headers = {"authorization": "Bearer sk-client"}
-    return httpx.post(f"{provider.base_url}/chat/completions", json=body, headers=headers, timeout=20)
+    return httpx.post(f"{provider.base_url}/chat/completions", json=body, headers=headers, timeout=timeout)
