@@ -77,7 +77,10 @@ def plain_key(text: str) -> str:
 
 
 def introductions(keys: Collection[str]) -> tuple[str, ...]:
-    """The prefixes of plain keys that stand before three and more keys which also occur without it, longest first."""
+    """The prefix of plain keys that stands before three and more keys which also occur without it; none or one.
+
+    Several such prefixes are no manner of speaking: they tell the labels under one heading from those under another.
+    """
     introduced: dict[str, set[str]] = {}
     for key in keys:
         if len(key) > _LONGEST_INTRODUCED:
@@ -87,7 +90,7 @@ def introductions(keys: Collection[str]) -> tuple[str, ...]:
             if rest in keys:
                 introduced.setdefault(key[: match.end()], set()).add(rest)
     found = [prefix for prefix, rests in introduced.items() if len(rests) >= _FEWEST_INTRODUCED]
-    return tuple(sorted(found, key=lambda prefix: (-len(prefix), prefix)))
+    return tuple(found) if len(found) == 1 else ()
 
 
 def arguments_key(answer: Answer) -> str:
