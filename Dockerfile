@@ -1,4 +1,5 @@
-# The gateway as a sidecar: `docker run tracer-gateway serve --config /data/tracer.yaml --host 0.0.0.0`.
+# The gateway as a sidecar: `docker run tracer-gateway serve --config /data/tracer.yaml`, which needs `access.mode` keys or
+# passthrough to listen on 0.0.0.0; in a pod, or with --network container:APP, 127.0.0.1 suffices.
 FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md CHANGELOG.md LICENSE tracer.py ./
@@ -16,4 +17,4 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=2s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
 ENTRYPOINT ["tracer"]
-CMD ["serve", "--host", "0.0.0.0"]
+CMD ["serve", "--host", "0.0.0.0", "--access", "keys"]

@@ -34,6 +34,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/frontier.py
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/flywheel.py
+	$(BIN)/python bench/calibration.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -32,6 +32,7 @@ _HOMES = {
 }
 _COMMANDS = {
     "gateway.cli": ("serve", "check-config"),
+    "gateway.keys_cli": ("keys",),
     "gateway.demo.cli": ("demo",),
     "policies.cli": ("fit", "update"),
     "policies.inspect_cli": ("evaluate", "report"),

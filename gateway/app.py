@@ -10,12 +10,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.access import check_access
 from gateway.asgi import LOCAL_HEADERS
 from gateway.endpoints.chat import Chat
 from gateway.endpoints.classify import Classify
+from gateway.endpoints.decisions import Decisions
 from gateway.endpoints.health import Health, Liveness, MetricsPage, Readiness
 from gateway.endpoints.passthrough import Passthrough
 from gateway.endpoints.predict import Predict, PredictBatch
+from gateway.endpoints.responses import Responses
 from gateway.errors import AnswerableError, InternalError, MethodNotAllowed, NotFound
 from gateway.services import Services, build_services
 from gateway.settings import Settings
@@ -23,6 +26,7 @@ from gateway.settings import Settings
 
 def create_app(settings: Settings, environ: Mapping[str, str] = os.environ) -> Starlette:
     """The gateway as an ASGI app; raises SettingsError. Nothing is opened before its lifespan starts."""
+    check_access(settings)
     services = build_services(settings, environ)
     app = Starlette(
         routes=_routes(services),
@@ -38,6 +42,8 @@ def create_app(settings: Settings, environ: Mapping[str, str] = os.environ) -> S
 def _routes(services: Services) -> list[Route]:
     return [
         Route("/v1/chat/completions", Chat(services), methods=["POST"]),
+        Route("/v1/responses", Responses(services), methods=["POST"]),
+        Route("/v1/decisions", Decisions(services), methods=["POST"]),
         Route("/v1/{path:path}", Passthrough(services)),
         Route("/predict", Predict(services), methods=["POST"]),
         Route("/predict_batch", PredictBatch(services), methods=["POST"]),
@@ -58,6 +64,8 @@ async def _running(services: Services) -> AsyncIterator[None]:
         stack.callback(services.decider.close)
         await services.traces.start()
         stack.push_async_callback(services.traces.stop)
+        await services.access.start()
+        stack.push_async_callback(services.access.stop)
         await services.registry.start()
         stack.push_async_callback(services.registry.stop)
         yield

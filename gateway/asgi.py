@@ -1,13 +1,14 @@
 """What every endpoint does with a socket: read a body within its limit, send an answer with the x-tracer headers."""
 
+import asyncio
 import random
 from typing import Any
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.decide import Decision
-from gateway.errors import AnswerableError, BodyTooLarge, ClientGone
+from gateway.errors import AnswerableError, BodyTooLarge, ClientGone, RequestTimeout
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -48,14 +49,31 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole request body. Raises BodyTooLarge over `limit` bytes, ClientGone where the client leaves midway."""
+async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
+    """The whole request body. Raises BodyTooLarge over `limit` bytes, ClientGone where the client leaves midway.
+
+    What has not come with the first piece must come within `seconds`, or RequestTimeout is raised.
+    """
     declared = header(scope, b"content-length")
     if declared is not None and declared.isdecimal() and int(declared) > limit:
         raise BodyTooLarge(f"The body has {declared} bytes; the limit is {limit}.")
+    first = await receive()
+    if first["type"] == "http.request" and not first.get("more_body", False):
+        # The common case, without a timer. (The server itself bounds the wait for one piece: gateway/protocol.py.)
+        body: bytes = first.get("body", b"")
+        if len(body) > limit:
+            raise BodyTooLarge(f"The body is longer than the limit of {limit} bytes.")
+        return body
+    try:
+        async with asyncio.timeout(seconds):
+            return await _rest_of_body(first, receive, limit)
+    except TimeoutError:
+        raise RequestTimeout(f"The body did not arrive within {seconds:g} seconds.") from None
+
+
+async def _rest_of_body(message: Message, receive: Receive, limit: int) -> bytes:
     pieces, size = [], 0
     while True:
-        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
         piece = message.get("body", b"")
@@ -64,7 +82,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             raise BodyTooLarge(f"The body is longer than the limit of {limit} bytes.")
         pieces.append(piece)
         if not message.get("more_body", False):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return b"".join(pieces)
+        message = await receive()
 
 
 def tracer_headers(project: str, decision: Decision, call_id: str) -> Headers:
@@ -100,6 +119,4 @@ async def send_json(send: Send, value: Any, headers: Headers = LOCAL_HEADERS, st
 
 async def send_error(send: Send, error: AnswerableError, headers: Headers = LOCAL_HEADERS) -> None:
     """An error in OpenAI's shape."""
-    if error.retry_after is not None:
-        headers = [*headers, (b"retry-after", b"%d" % error.retry_after)]
-    await send_bytes(send, error.status, _JSON_TYPE, error.body(), headers)
+    await send_bytes(send, error.status, _JSON_TYPE, error.body(), [*error.headers, *headers])

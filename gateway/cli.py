@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -13,15 +14,30 @@ import typer
 import uvicorn
 from starlette.applications import Starlette
 
+from gateway.access import check_access
 from gateway.app import create_app
 from gateway.errors import SettingsError
+from gateway.server import server_config
 from gateway.services import Services
 from gateway.settings import Settings, build_settings, load_settings
 
 app = typer.Typer(add_completion=False)
 
+
+class Mode(StrEnum):
+    """What `access.mode` may say."""
+
+    NONE = "none"
+    PASSTHROUGH = "passthrough"
+    KEYS = "keys"
+
+
 _DEFAULT_POLICY = Path(".tracer")
 _ONLY_UPSTREAM = "default"
+_ACCESS = {
+    "keys": "keys of {0.keys_file}",
+    "passthrough": "the upstream judges the client's own key, for {0.key_seconds:g} seconds at a time",
+}
 
 
 @app.command()
@@ -35,15 +51,21 @@ def serve(
     upstream: Annotated[str | None, typer.Option(help="Base URL of an OpenAI-compatible API to forward to.")] = None,
     project: Annotated[str | None, typer.Option(help="Name of the policy's project. [default: default]")] = None,
     teacher: Annotated[str | None, typer.Option(help="Model to ask where a call's model is tracer/<project>.")] = None,
+    access: Annotated[Mode | None, typer.Option(help="Who may ask; see docs/access.md. [default: none]")] = None,
+    keys: Annotated[Path | None, typer.Option(help="The keys file. [default: .tracer/keys.json]")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the upstream's key; '' where it takes none.")
+    ] = None,
 ) -> None:
     """Answer calls a policy is certified for, and forward the rest."""
     _log_to_stderr()
     try:
         if config is not None:
-            _refuse_beside_config(policy, upstream, project, teacher)
+            _refuse_beside_config(policy, upstream, project, teacher, access, keys, api_key_env)
             settings = load_settings(config, os.environ)
         else:
-            settings = build_settings(_tree(policy, upstream, project or "default", teacher), os.environ)
+            tree = _tree(policy, upstream, project or "default", teacher, api_key_env) | _access(access, keys)
+            settings = build_settings(tree, os.environ)
         settings = _listening_on(settings, host, port)
         gateway = create_app(settings, os.environ)
     except SettingsError as error:
@@ -56,6 +78,7 @@ def check_config(file: Annotated[Path, typer.Argument(help="The YAML file to che
     """Say whether a configuration is valid; exit 1 with the offending keys where it is not."""
     try:
         settings = load_settings(file, os.environ)
+        check_access(settings)
     except SettingsError as error:
         _fail(str(error))
     typer.echo(f"{file}: valid; {len(settings.projects)} projects, {len(settings.upstreams)} upstreams")
@@ -67,7 +90,9 @@ def _log_to_stderr() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-def _tree(policy: Path | None, upstream: str | None, project: str, teacher: str | None) -> dict[str, Any]:
+def _tree(
+    policy: Path | None, upstream: str | None, project: str, teacher: str | None, api_key_env: str | None
+) -> dict[str, Any]:
     folder = policy or _DEFAULT_POLICY
     # With an upstream there is something to do without a policy: forward, and gather the traces of one.
     if upstream is None and not folder.is_dir():
@@ -77,14 +102,22 @@ def _tree(policy: Path | None, upstream: str | None, project: str, teacher: str 
         )
     tree: dict[str, Any] = {"projects": {project: {"policy": str(folder), "teacher": teacher}}}
     if upstream is not None:
-        tree |= {"upstreams": {_ONLY_UPSTREAM: {"base_url": upstream}}, "default_upstream": _ONLY_UPSTREAM}
+        asked: dict[str, Any] = {"base_url": upstream}
+        if api_key_env is not None:
+            asked["api_key_env"] = api_key_env or None
+        tree |= {"upstreams": {_ONLY_UPSTREAM: asked}, "default_upstream": _ONLY_UPSTREAM}
     return tree
+
+
+def _access(mode: Mode | None, keys: Path | None) -> dict[str, Any]:
+    given = {"mode": mode and mode.value, "keys_file": keys and str(keys)}
+    return {"access": {key: value for key, value in given.items() if value is not None}}
 
 
 def _refuse_beside_config(*given: object) -> None:
     if any(value is not None for value in given):
         raise SettingsError(
-            "with --config, policies, upstreams and projects are named in the file; leave them out here"
+            "with --config, policies, upstreams, projects and access are named in the file; leave them out here"
         )
 
 
@@ -99,21 +132,7 @@ def _run(gateway: Starlette, settings: Settings) -> None:
         listener = socket.create_server((server.host, server.port), family=_family(server.host), backlog=2048)
     except OSError as error:
         _fail(f"cannot listen on {server.host}:{server.port}: {error.strerror or error}")
-    config = uvicorn.Config(
-        gateway,
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=server.access_log,
-        # Upstream answers bring their own; a second one would be ours to explain.
-        server_header=False,
-        date_header=False,
-        # Behind a proxy nobody here reads the client's address.
-        proxy_headers=False,
-        timeout_keep_alive=server.keep_alive_timeout,
-        timeout_graceful_shutdown=server.shutdown_timeout,
-    )
+    config = server_config(gateway, server)
     # uvicorn raises the signal that stopped it again when it is done: then it is time to leave, with a good conscience.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
@@ -153,6 +172,8 @@ def _banner(services: Services, host: str, port: int) -> str:
         lines.append(f"  project {name}: {serving.state}{version}; {forwards}")
         if serving.detail:
             lines.append(f"    {serving.detail}")
+    if settings.access.mode != "none":
+        lines.append(f"  access: {_ACCESS[settings.access.mode].format(settings.access)}")
     for name, upstream_settings in settings.upstreams.items():
         lines.append(f"  upstream {name}: {upstream_settings.base_url or upstream_settings.provider}")
     return "\n".join([*lines, "ready"])

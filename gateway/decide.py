@@ -5,9 +5,10 @@ import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from gateway.metrics import Metrics
 from gateway.registry import Serving
 from policies.types import LocalDecision, Reason
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +34,17 @@ class Lane(StrEnum):
     """Who answers."""
 
     SURROGATE = "surrogate"
+    MINI = "mini"
     TEACHER = "teacher"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What happens to one call. `label` is the answer where the lane is the surrogate's, else None.
+    """What happens to one call. `label` is the surrogate's where the call is handled, else None.
 
-    `accept_score` is None where nothing was scored, `stage` is -1 where nothing was answered.
+    `accept_score` is None where nothing was scored, `stage` is -1 where nothing was answered. `guess` is what the
+    surrogate would have said, whether it may or not. A tool that the surrogate picked, but whose arguments an LLM
+    writes, is handled by another lane.
     """
 
     lane: Lane
@@ -47,11 +53,20 @@ class Decision:
     reason: Reason | None = None
     policy_version: str | None = None
     stage: int = -1
+    guess: str | None = None
 
     @property
     def word(self) -> str:
         """`handled` or `deferred`."""
-        return "handled" if self.lane is Lane.SURROGATE else "deferred"
+        return "deferred" if self.label is None else "handled"
+
+    def put_off(self, reason: Reason) -> "Decision":
+        """The same, deferred for a reason that has nothing to do with its score."""
+        return replace(self, lane=Lane.TEACHER, label=None, reason=reason, stage=-1)
+
+    def completed_by(self, lane: Lane) -> "Decision":
+        """The same label, with arguments that another lane writes."""
+        return replace(self, lane=lane, reason=Reason.ARGUMENTS)
 
 
 class Decider:
@@ -63,8 +78,10 @@ class Decider:
         self._threads = ThreadPoolExecutor(_ENCODING_THREADS, "encoder")
         self._encoding = 0
 
-    async def decide(self, serving: Serving, text: str) -> Decision:
-        """Decide on one text. Never raises: a fault in scoring is a reason to defer, logged and counted.
+    async def decide(self, serving: Serving, text: str, agreement: float | None = None) -> Decision:
+        """Decide on one text; `agreement`: how much of it is asked for, where that is more than was fitted for.
+
+        Never raises: a fault in scoring is a reason to defer, logged and counted.
 
         What the encoder cannot take, or has not answered within a second, is deferred as busy.
         """
@@ -72,10 +89,10 @@ class Decider:
         try:
             policy = serving.policy
             if policy is None or not policy.slow:
-                return self.decide_here(serving, text)
-            local = policy.decide_quickly(text)
+                return self.decide_here(serving, text, agreement)
+            local = policy.decide_quickly(text, agreement)
             if local is None:
-                local = await self._decide_slowly(lambda: policy.decide(text))
+                local = await self._slowly(lambda: policy.decide(text, agreement))
                 if local is None:
                     return deferred(serving, Reason.BUSY)
         except Exception as error:  # noqa: BLE001 - the border of local scoring: any fault ends in a forward
@@ -83,24 +100,39 @@ class Decider:
         self._metrics.decision_seconds.observe(perf_counter() - started)
         return of_local(local, serving)
 
-    def decide_here(self, serving: Serving, value: str | NDArray[np.float32]) -> Decision:
+    def decide_here(
+        self, serving: Serving, value: str | NDArray[np.float32], agreement: float | None = None
+    ) -> Decision:
         """As `decide`, on the calling thread whatever it takes; also for an embedding."""
         policy = serving.policy
         if policy is None:
             return deferred(serving, serving.reason)
         started = perf_counter()
         try:
-            local = policy.decide(value)
+            local = policy.decide(value, agreement)
         except Exception as error:  # noqa: BLE001 - the border of local scoring: any fault ends in a forward
             return self._failed(serving, error)
         self._metrics.decision_seconds.observe(perf_counter() - started)
         return of_local(local, serving)
 
+    async def probabilities(self, serving: Serving, text: str) -> dict[str, float] | None:
+        """The policy's probability of each label; None where it has none to give, or scoring fails."""
+        policy = serving.policy
+        if policy is None:
+            return None
+        try:
+            if policy.slow:
+                return await self._slowly(lambda: policy.probabilities(text))
+            return policy.probabilities(text)
+        except Exception as error:  # noqa: BLE001 - the border of local scoring: any fault ends in a forward
+            self._failed(serving, error)
+            return None
+
     def close(self) -> None:
         """Let the threads end; what waits in them is dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _decide_slowly(self, decide: Callable[[], LocalDecision]) -> LocalDecision | None:
+    async def _slowly(self, decide: Callable[[], T]) -> T | None:
         """What `decide` says; None where it would wait too long. A call given up keeps its place until it is over."""
         if self._encoding >= _MOST_ENCODING:
             return None
@@ -137,4 +169,4 @@ def of_local(local: LocalDecision, serving: Serving) -> Decision:
     """The call's decision where the policy has said `local`."""
     score = local.accept_score if local.reason in _SCORED else None
     lane = Lane.SURROGATE if local.handled else Lane.TEACHER
-    return Decision(lane, local.label, score, local.reason, serving.version, local.stage)
+    return Decision(lane, local.label, score, local.reason, serving.version, local.stage, local.guess)

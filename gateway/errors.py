@@ -5,10 +5,19 @@ GatewayError
 ├── ClientGone             the client left before its last byte; there is nobody to answer
 ├── AnswerableError        has an HTTP answer in OpenAI error shape
 │   ├── InvalidRequest         400  the body is not what the path takes
+│   ├── InvalidHttp            400  the bytes are no HTTP request
+│   ├── InvalidKey             401  no key, or none that opens this gateway
+│   ├── ProjectNotAllowed      403  the key is for other projects
 │   ├── UnknownProject         404  `tracer/<name>` or x-tracer-project names no project
 │   ├── NotFound               404  no such path
 │   ├── MethodNotAllowed       405
+│   ├── RequestTimeout         408  the request did not arrive in time
 │   ├── BodyTooLarge           413
+│   ├── TooManyRows            413  a batch is over `server.max_batch_rows`
+│   ├── UnsupportedEncoding    415  a compressed body, on a path of the gateway's own
+│   ├── KeptLocal              422  to be answered locally or not at all, and deferred
+│   ├── Overloaded             429  no place for the call with an upstream
+│   ├── HeadTooLarge           431
 │   ├── InternalError          500  a fault of ours
 │   ├── UpstreamUnreachable    502  no answer: refused, unresolved, reset, not HTTP
 │   ├── NoUpstream             503  the call was deferred and there is nobody to forward it to
@@ -41,13 +50,13 @@ class UpstreamBroken(GatewayError):  # noqa: N818
 class AnswerableError(GatewayError):
     """An error with an HTTP answer. `param` names the request field at fault, as OpenAI's errors do.
 
-    `retry_after` is in whole seconds; None where coming back is no matter of time.
+    `headers` go with the answer.
     """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
-    retry_after: int | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -65,6 +74,31 @@ class InvalidRequest(AnswerableError):  # noqa: N818
     status = 400
     type = "invalid_request_error"
     code = "invalid_request"
+
+
+class InvalidHttp(AnswerableError):  # noqa: N818
+    """The bytes are no HTTP request."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_http"
+
+
+class InvalidKey(AnswerableError):  # noqa: N818
+    """No key, or none that opens this gateway."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+    headers = ((b"www-authenticate", b"Bearer"),)
+
+
+class ProjectNotAllowed(AnswerableError):  # noqa: N818
+    """The key is for other projects."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "project_not_allowed"
 
 
 class UnknownProject(AnswerableError):  # noqa: N818
@@ -99,6 +133,56 @@ class BodyTooLarge(AnswerableError):  # noqa: N818
     code = "body_too_large"
 
 
+class KeptLocal(AnswerableError):  # noqa: N818
+    """`x-tracer-mode: local`, and the policy defers the call."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "deferred"
+
+
+class RequestTimeout(AnswerableError):  # noqa: N818
+    """The request did not arrive within `server.request_timeout`."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+    headers = ((b"connection", b"close"),)
+
+
+class TooManyRows(AnswerableError):  # noqa: N818
+    """A batch is over `server.max_batch_rows`."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "too_many_rows"
+
+
+class UnsupportedEncoding(AnswerableError):  # noqa: N818
+    """A compressed body where the gateway itself would have to read it: nothing of a client's is inflated here."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_encoding"
+
+
+class Overloaded(AnswerableError):  # noqa: N818
+    """No place for the call with an upstream, and none became free in time."""
+
+    status = 429
+    type = "requests"
+    code = "gateway_overloaded"
+    headers = ((b"retry-after", b"1"),)
+
+
+class HeadTooLarge(AnswerableError):  # noqa: N818
+    """The request line and headers are larger than any client's."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "head_too_large"
+
+
 class InternalError(AnswerableError):
     """A fault of the gateway's own, caught at its border."""
 
@@ -129,7 +213,7 @@ class UpstreamUnavailable(AnswerableError):  # noqa: N818
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.headers = ((b"retry-after", b"%d" % retry_after),)
 
 
 class UpstreamTimeout(AnswerableError):  # noqa: N818

@@ -18,7 +18,8 @@ _OURS = b"x-tracer-"
 # Where OpenAI, Anthropic and Azure look for a key.
 KEY_HEADERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
 # Whose account a call is for: meaningless, and none of their business, at another provider.
-_ACCOUNT = KEY_HEADERS | {b"cookie", b"openai-organization", b"openai-project"}
+ACCOUNT_HEADERS = KEY_HEADERS | {b"openai-organization", b"openai-project"}
+_ACCOUNT = ACCOUNT_HEADERS | {b"cookie"}
 _OWN_KEY = re.compile(rb"(?:^|[\s,:=\"'])trc_", re.IGNORECASE)
 
 

@@ -4,14 +4,14 @@ import logging
 import time
 from dataclasses import dataclass
 
-from gateway.answer import read_label
 from gateway.decide import Decision
+from gateway.reading import read_answer
 from gateway.recognise import Recognised, prompt_fingerprint
-from gateway.relay import Outcome
+from gateway.relay import COPY_LIMIT, Outcome
 from gateway.services import Services
 from gateway.upstream import Upstream
-from gateway.wire import ChatRequest
-from policies.types import StoredTrace
+from gateway.wire import ModelRequest
+from policies.types import Answer, AnswerKind, StoredTrace
 
 logger = logging.getLogger(__name__)
 
@@ -23,36 +23,39 @@ class Forwarded:
     call_id: str
     found: Recognised
     decision: Decision
-    request: ChatRequest
+    request: ModelRequest
     model: str
     upstream: Upstream
 
 
-def learn(services: Services, call: Forwarded, outcome: Outcome) -> str | None:
-    """Record the teacher's label where the answer holds one, and return it.
+def learn(services: Services, call: Forwarded, outcome: Outcome) -> Answer | None:
+    """Record the teacher's answer where there is a whole one, and return it.
 
     Call it when the client has its last byte: it parses. Never raises.
     """
-    if outcome.status != 200 or not outcome.copy:
+    if outcome.status != 200 or not (outcome.copy or outcome.overlong):
         return None
     try:
-        label = read_label(outcome.headers, bytes(outcome.copy))
+        if outcome.copy:
+            answer = read_answer(call.request.surface, outcome.headers, bytes(outcome.copy))
+        else:
+            answer = Answer(f"an answer of more than {COPY_LIMIT:,} bytes", AnswerKind.OTHER)
         # What another model said in the teacher's place is not what the teacher would have said.
-        if label is not None and call.found.text is not None and not outcome.fallback:
-            services.traces.record(_trace(call, call.found.text, label))
+        if answer is not None and call.found.text is not None and not outcome.fallback:
+            services.traces.record(_trace(call, call.found.text, answer))
     except Exception as error:  # noqa: BLE001 - the border of an endpoint whose client is already served
         services.metrics.internal_errors.labels("trace").inc()
-        logger.error("reading a label failed (%s); the call is no trace", type(error).__name__)
+        logger.error("reading an answer failed (%s); the call is no trace", type(error).__name__)
         return None
-    return label
+    return answer
 
 
-def _trace(call: Forwarded, text: str, label: str) -> StoredTrace:
+def _trace(call: Forwarded, text: str, answer: Answer) -> StoredTrace:
     return StoredTrace(
         id=call.call_id,
         project=call.found.project,
         input=text,
-        teacher=label,
+        teacher=answer.text,
         ts=time.time(),
         upstream=call.upstream.name,
         teacher_model=call.model,
@@ -60,4 +63,6 @@ def _trace(call: Forwarded, text: str, label: str) -> StoredTrace:
         policy_version=call.decision.policy_version,
         reason=call.decision.reason or "",
         training_allowed=call.upstream.training_allowed,
+        kind=answer.kind,
+        arguments=answer.arguments,
     )

@@ -68,7 +68,7 @@ class Metrics:
         self.disconnects = Counter("tracer_disconnects", "Clients that left before their last byte.", registry=registry)
         self.internal_errors = Counter(
             "tracer_internal_errors",
-            "Faults caught at a border: endpoint, decide, trace, policy_watch.",
+            "Faults caught at a border: endpoint, decide, trace, policy_watch, key_watch.",
             ["where"],
             registry=registry,
         )
@@ -80,6 +80,17 @@ class Metrics:
             "tracer_traces_spooled", "Traces written to the spool file because the store was down.", registry=registry
         )
         self.trace_queue = Gauge("tracer_trace_queue", "Traces waiting for the store.", registry=registry)
+        self.forwards = Gauge("tracer_forwards", "Calls that are with an upstream.", registry=registry)
+        self.forwards_waiting = Gauge(
+            "tracer_forwards_waiting", "Calls waiting for a place with an upstream.", registry=registry
+        )
+        self.keys = Gauge("tracer_keys", "Keys in force (access.mode keys).", registry=registry)
+        self.key_file_reads = Counter(
+            "tracer_key_file_reads",
+            "Readings of the keys file, by outcome: ok, missing or damaged.",
+            ["outcome"],
+            registry=registry,
+        )
         self.policy_info = Gauge(
             "tracer_policy_info",
             "1 for the policy version a project serves.",

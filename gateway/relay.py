@@ -12,13 +12,14 @@ from starlette.types import Receive, Send
 
 from gateway.asgi import Headers
 from gateway.errors import ClientGone, UpstreamBroken
+from gateway.limits import Places
 from gateway.metrics import Metrics
 from gateway.upstream import Upstream, UpstreamAnswer, UpstreamCall
 
 logger = logging.getLogger(__name__)
 
 # A label of 512 characters, one an event, with room to spare; what is longer is no label.
-_COPY_LIMIT = 262_144
+COPY_LIMIT = 262_144
 # Bytes of an upload that may wait for an upstream that takes none. While there is room the client's leaving is noticed;
 # beyond it, the upstream's write_timeout ends the call.
 _UPLOAD_AHEAD = 1_048_576
@@ -32,6 +33,7 @@ class Outcome:
     what it was asked for where that is another model than the call's. A fallback's answer is not the teacher's.
 
     `copy` holds the body's bytes; None where nobody asked for them, or they are no whole answer of a label's size.
+    `overlong`: it was whole, and of more bytes than any label's.
     """
 
     copy: bytearray | None
@@ -40,6 +42,7 @@ class Outcome:
     upstream: str = ""
     model: str | None = None
     fallback: bool = False
+    overlong: bool = False
 
     def began(self, answer: UpstreamAnswer) -> None:
         """Take down what there is of an answer whose body is yet to come."""
@@ -51,8 +54,13 @@ class Outcome:
         """Add a piece to the copy, which is given up where it grows beyond a label's answer."""
         if self.copy is not None:
             self.copy += chunk
-            if len(self.copy) > _COPY_LIMIT:
-                self.copy = None
+            if len(self.copy) > COPY_LIMIT:
+                self.give_up()
+                self.overlong = True
+
+    def give_up(self) -> None:
+        """Forget what has come: it will not be a whole answer."""
+        self.copy, self.overlong = None, False
 
 
 class Client:
@@ -130,7 +138,14 @@ class _Upload:
 
 
 async def forward(
-    upstream: Upstream, call: UpstreamCall, client: Client, headers: Headers, metrics: Metrics, *, copied: bool = False
+    upstream: Upstream,
+    call: UpstreamCall,
+    client: Client,
+    headers: Headers,
+    metrics: Metrics,
+    places: Places,
+    *,
+    copied: bool = False,
 ) -> Outcome:
     """Forward `call` and relay its answer with `headers` added, and a copy in the outcome where it is to be `copied`.
 
@@ -140,18 +155,19 @@ async def forward(
     outcome = Outcome(bytearray() if copied else None)
     started = perf_counter()
     try:
-        async with client.watched():
+        async with client.watched(), places.taken():
             await _relay(upstream, call, client.send, headers, outcome)
         # Outside the watch: a client that hangs up on its last byte has not left early.
         await client.send({"type": "http.response.body", "body": b""})
     except UpstreamBroken as error:
         metrics.upstream_errors.labels(outcome.upstream, "broken").inc()
         logger.warning("upstream %s: %s", outcome.upstream, error)
-        outcome.copy = None
+        outcome.give_up()
     except ClientGone:
         if not outcome.status:
             raise
         metrics.disconnects.inc()
+        outcome.overlong = False
     metrics.upstream_seconds.labels(outcome.upstream).observe(perf_counter() - started)
     return outcome
 

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gateway.access import Access, build_access
 from gateway.attempts import Fallback, Guarded, Route
 from gateway.decide import Decider
 from gateway.errors import NoUpstream
+from gateway.limits import Places
 from gateway.metrics import Metrics
 from gateway.providers import ProviderUpstream
 from gateway.recognise import Recogniser
@@ -26,6 +28,8 @@ class Services:
     decider: Decider
     upstreams: Mapping[str, Upstream]
     traces: TraceLog
+    access: Access
+    places: Places
 
     def upstream_of(self, project: str | None) -> Upstream:
         """Where a project's calls are forwarded to, or every other call (None). Raises NoUpstream."""
@@ -47,6 +51,8 @@ def build_services(settings: Settings, environ: Mapping[str, str]) -> Services:
         Decider(metrics),
         _routes(settings, environ, metrics),
         TraceLog(store.url, store.spool, store.queue_size, metrics),
+        build_access(settings, metrics),
+        Places(settings.server, metrics),
     )
 
 

@@ -17,9 +17,10 @@ from pydantic_core import ErrorDetails
 from gateway.errors import SettingsError
 
 # Names appear in paths, headers and metric labels.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # `/v1/classify` would be read as a path of the API.
 _RESERVED = frozenset({"v1"})
+_HEADER = re.compile(r"[A-Za-z0-9-]+")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -36,10 +37,38 @@ class ServerSettings(_Frozen):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     max_body_bytes: PositiveInt = 33_554_432
     max_input_chars: PositiveInt = 16_384
+    max_batch_rows: PositiveInt = 10_000
+    max_concurrency: PositiveInt = 1_000
+    max_queue: Annotated[int, Field(ge=0)] = 1_000
+    queue_timeout: Seconds = 30.0
+    request_timeout: Seconds = 60.0
     keep_alive_timeout: PositiveInt = 75
     shutdown_timeout: PositiveInt = 30
     policy_poll_seconds: Seconds = 1.0
     access_log: bool = False
+
+
+class AccessSettings(_Frozen):
+    """Who may ask. `key_headers` are what an upstream may tell callers apart by."""
+
+    mode: Literal["none", "passthrough", "keys"] = "none"
+    keys_file: Path = Path(".tracer/keys.json")
+    key_seconds: Seconds = 300.0
+    key_headers: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "authorization",
+        "api-key",
+        "x-api-key",
+        "x-goog-api-key",
+        "openai-organization",
+        "openai-project",
+    )
+
+    @field_validator("key_headers")
+    @classmethod
+    def _lower_case(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_HEADER.fullmatch(name) for name in value):
+            raise ValueError("should be names of headers")
+        return tuple(name.lower() for name in value)
 
 
 class StoreSettings(_Frozen):
@@ -117,6 +146,8 @@ class ProjectSettings(_Frozen):
     policy: Path
     upstream: str | None = None
     teacher: str | None = None
+    mini: str | None = None
+    mini_upstream: str | None = None
     match: MatchSettings | None = None
     multi_turn: Literal["defer", "last_user_message"] = "defer"
     prompt: str | None = None
@@ -126,6 +157,7 @@ class Settings(_Frozen):
     """The whole file."""
 
     server: ServerSettings = ServerSettings()
+    access: AccessSettings = AccessSettings()
     store: StoreSettings = StoreSettings()
     upstreams: Mapping[str, UpstreamSettings] = {}
     default_upstream: str | None = None
@@ -136,7 +168,7 @@ class Settings(_Frozen):
     @classmethod
     def _names(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
         for name in value:
-            if not _NAME.fullmatch(name) or name in _RESERVED:
+            if not NAME.fullmatch(name) or name in _RESERVED:
                 raise ValueError(f"{name!r} cannot be a name: use letters, digits, '.', '_' and '-' (and not 'v1')")
         return value
 
@@ -146,10 +178,28 @@ class Settings(_Frozen):
             ("default_upstream", self.default_upstream, self.upstreams)
         ]
         wanted += [(f"projects.{name}.upstream", p.upstream, self.upstreams) for name, p in self.projects.items()]
+        wanted += [
+            (f"projects.{name}.mini_upstream", p.mini_upstream, self.upstreams) for name, p in self.projects.items()
+        ]
         wanted += [("default_project", self.default_project, self.projects)]
         for key, name, known in wanted:
             if name is not None and name not in known:
                 raise ValueError(f"{key}: {name!r} is not configured; known: {_listed(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _minis(self) -> Self:
+        for name, project in self.projects.items():
+            if project.mini_upstream is None:
+                continue
+            if project.mini is None:
+                raise ValueError(f"projects.{name}.mini_upstream: names an upstream without a model: set mini too")
+            foreign = project.mini_upstream != self.upstream_of(name)
+            if foreign and self.upstreams[project.mini_upstream].api_key_env is None:
+                raise ValueError(
+                    f"projects.{name}.mini_upstream: {project.mini_upstream!r} needs an api_key_env of its own: the "
+                    "client's key is for another upstream"
+                )
         return self
 
     @model_validator(mode="after")
@@ -169,6 +219,30 @@ class Settings(_Frozen):
                     # Or the client's key would have to travel to a place it was not meant for.
                     raise ValueError(
                         f"upstreams.{fallback.upstream}.api_key_env: is required of a fallback of {name!r}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_have_a_judge(self) -> Self:
+        if self.access.mode == "passthrough":
+            for name, upstream in self.upstreams.items():
+                if upstream.api_key_env is not None:
+                    raise ValueError(
+                        f"upstreams.{name}.api_key_env: with access.mode passthrough the upstream checks the client's "
+                        "own key: leave it out, or use access.mode keys"
+                    )
+            for name in self.projects:
+                if self.upstream_of(name) is None:
+                    raise ValueError(
+                        f"projects.{name}.upstream: with access.mode passthrough an upstream checks the client's key, "
+                        "and this project has none: name one, or use access.mode keys"
+                    )
+        if self.access.mode == "keys":
+            for name, upstream in self.upstreams.items():
+                if "api_key_env" not in upstream.model_fields_set:
+                    raise ValueError(
+                        f"upstreams.{name}.api_key_env: is required with access.mode keys, as no client's key travels: "
+                        "name the variable that holds the upstream's key, or say null for an upstream without keys"
                     )
         return self
 
@@ -272,6 +346,7 @@ def _fields_at(location: list[str]) -> list[str]:
     model: type[BaseModel] = Settings
     inside: dict[str, type[BaseModel]] = {
         "server": ServerSettings,
+        "access": AccessSettings,
         "store": StoreSettings,
         "upstreams": UpstreamSettings,
         "fallbacks": FallbackSettings,

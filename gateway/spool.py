@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 import orjson
 
-from policies.store import flaw, to_row
+from policies.store import flaw, from_row, to_row
 from policies.types import StoredTrace
 
 _CHUNK_BYTES = 512 * 1024
@@ -134,9 +134,9 @@ def _from_line(line: bytes) -> StoredTrace | None:
     """The trace in a line; None where the line is not one, as after a kill in the middle of a write."""
     try:
         row: Any = orjson.loads(line)
-        trace = StoredTrace(**row)
+        trace = from_row(row) if isinstance(row, dict) else None
     except (orjson.JSONDecodeError, TypeError):
         return None
-    if not all(isinstance(getattr(trace, key), kind) for key, kind in _TYPES.items()):
+    if trace is None or not all(isinstance(getattr(trace, key), kind) for key, kind in _TYPES.items()):
         return None
     return None if flaw(trace) else trace

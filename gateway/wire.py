@@ -1,8 +1,12 @@
-"""OpenAI chat shapes: the few fields the gateway reads, with the raw bytes kept for whoever is forwarded to."""
+"""OpenAI request shapes: the few fields the gateway reads, with the raw bytes kept for whoever is forwarded to.
+
+A `/v1/responses` call is read as the chat it stands for, so that everything behind this module knows one shape.
+"""
 
 import json
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import orjson
@@ -17,14 +21,27 @@ _QUOTE, _COLON = b'":'
 _OPENING, _CLOSING = b"{[", b"}]"
 
 
+# Parts of a `/v1/responses` message, and what chat calls them.
+_PARTS = {"input_text": "text", "output_text": "text", "input_image": "image_url", "input_file": "file"}
+
+
+class Surface(StrEnum):
+    """The API a call came by. The value is its path under /v1."""
+
+    CHAT = "/chat/completions"
+    RESPONSES = "/responses"
+    DECISIONS = "/decisions"
+
+
 @dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """One chat completion call. `raw` is what the client sent, `body` the same parsed."""
+class ModelRequest:
+    """One call of a model. `raw` is what the client sent, `body` the same parsed, `messages` the chat it stands for."""
 
     raw: bytes
     body: dict[str, Any]
     model: str
     messages: list[dict[str, Any]]
+    surface: Surface = Surface.CHAT
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -45,7 +62,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def parse_chat(raw: bytes) -> ChatRequest:
+def parse_chat(raw: bytes) -> ModelRequest:
     """A chat completion request; raises InvalidRequest where `model` or `messages` is missing or of a wrong type."""
     body = parse_object(raw)
     model = body.get("model")
@@ -57,7 +74,37 @@ def parse_chat(raw: bytes) -> ChatRequest:
     for index, message in enumerate(messages):
         if type(message) is not dict or type(message.get("role")) is not str:
             raise InvalidRequest("A message should be an object with a 'role'.", param=f"messages[{index}]")
-    return ChatRequest(raw, body, model, messages)
+    return ModelRequest(raw, body, model, messages)
+
+
+def parse_responses(raw: bytes) -> ModelRequest:
+    """A `/v1/responses` request; raises InvalidRequest where it is no JSON object.
+
+    What else may be wrong with it is the upstream's to say: the API has more ways to ask than are read here.
+    """
+    body = parse_object(raw)
+    model, instructions = body.get("model"), body.get("instructions")
+    messages = [] if type(instructions) is not str else [{"role": "system", "content": instructions}]
+    given = body.get("input")
+    if type(given) is str:
+        messages.append({"role": "user", "content": given})
+    elif type(given) is list:
+        messages += [_message(item) for item in given]
+    return ModelRequest(raw, body, model if type(model) is str else "", messages, Surface.RESPONSES)
+
+
+def parse_decisions(raw: bytes) -> ModelRequest:
+    """A `/v1/decisions` request; raises InvalidRequest where it is no JSON object.
+
+    The chat it stands for has the first question's instructions before the input.
+    """
+    body = parse_object(raw)
+    model, questions, given = body.get("model"), body.get("questions"), body.get("input")
+    first = questions[0] if type(questions) is list and questions else None
+    instructions = first.get("instructions") if type(first) is dict else None
+    messages = [] if type(instructions) is not str else [{"role": "system", "content": instructions}]
+    messages += [_message(item) for item in (given if type(given) is list else [{"role": "user", "content": given}])]
+    return ModelRequest(raw, body, model if type(model) is str else "", messages, Surface.DECISIONS)
 
 
 def with_model(raw: bytes, model: str) -> bytes:
@@ -82,6 +129,21 @@ def text_of(content: Any) -> str | None:
             return None
         texts.append(part["text"])
     return "\n".join(texts)
+
+
+def _message(item: Any) -> dict[str, Any]:
+    """The chat message that an input item stands for; a turn of nobody's where it stands for none."""
+    if type(item) is not dict or type(item.get("role")) is not str or item.get("type", "message") != "message":
+        return {"role": "item"}
+    content = item.get("content")
+    if type(content) is list:
+        content = [
+            {**part, "type": _PARTS.get(part["type"], part["type"])}
+            if type(part) is dict and type(part.get("type")) is str
+            else part
+            for part in content
+        ]
+    return {"role": item["role"], "content": content}
 
 
 def _model_spans(raw: bytes) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from policies.console import EmbeddingsFile, Json, PolicyFolder, SkipBad, plain_
 from policies.embeddings import read_embeddings
 from policies.fitting import FitResult
 from policies.learning import Progress as OnProgress
-from policies.report import print_notes, print_verdict
+from policies.report import inputs_in_words, print_notes, print_verdict
 from policies.settings import DEFAULT_BUDGET, DEFAULT_FEATURES, FitConfig
 
 app = typer.Typer(no_args_is_help=True)
@@ -57,6 +57,9 @@ def fit(
         Literal["local", "ray", "dask"], typer.Option(help="Where folds are fitted (joblib's backends).")
     ] = "local",
     jobs: Annotated[int | None, typer.Option(help="Folds fitted at a time; one a core unless given.")] = None,
+    merge_labels: Annotated[
+        bool, typer.Option("--merge-labels/--no-merge-labels", help="Take 'Refund' and 'refund.' for one label.")
+    ] = True,
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
@@ -76,6 +79,7 @@ def fit(
             engine=engine,
             jobs=jobs,
             neighbours=neighbours,
+            merge_labels=merge_labels,
         )
         matrix = None if embeddings is None else read_embeddings(embeddings)
         result = api.fit(traces, out, matrix, config, skip_bad=skip_bad, progress=progress)
@@ -120,6 +124,8 @@ def _show(result: FitResult, as_json: bool) -> None:
                 "assume": certificate.assume,
                 "ruling": certificate.ruling,
                 "n_effective": certificate.n_effective,
+                "answers": result.manifest.answers.words,
+                "inputs": inputs_in_words(result.manifest),
                 "measurements": certificate.measurements,
                 "notes": result.notes,
             }

@@ -55,7 +55,7 @@ def evaluate(
         if decision.handled:
             handled += 1
             stages[str(decision.stage)] += 1
-            agreed += decision.label == trace.teacher
+            agreed += decision.label == policy.label_of(trace.answer)
         else:
             reasons[str(decision.reason)] += 1
         on_row(i)

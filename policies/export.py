@@ -2,8 +2,9 @@
 
 Inputs, as far as the stage reads them: `ids` int64 (tokens,) and `features` int64 (distinct ones,), both from
 `features.py`; `vector` float32 (d,), the encoder's; or `embedding` float32 (d,), the user's. Outputs: `label` int64
-(1,), `accept_score` float32 (1, 1), `guard` float32 (1, 1). Thresholds stay outside, in the manifest, so that a
-frontier needs one graph.
+(1,), `accept_score` float32 (1, 1), `guard` float32 (1, 1), and `probabilities` float32 (R, K): the softmax of each
+view, that of the logits first. The acceptor reads them anyway, so nothing is computed for who does not fetch them.
+Thresholds stay outside, in the manifest, so that a frontier needs one graph.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,7 +68,8 @@ def build_graph(fitted: Fitted) -> bytes:
     dense = _dense_blocks(writer, reader)
     rows, length = _rows(writer, fitted, dense)
     n_labels = len(fitted.acceptor.reliability)
-    predicted, table = _views_table(writer, _views(writer, rows), (len(rows), n_labels))
+    n_views = len(rows) if len(rows) == 2 else len(rows) + 1
+    predicted, table, probabilities = _views_table(writer, _views(writer, rows), (n_views, n_labels))
     neighbours = fitted.surrogate.neighbours if isinstance(fitted.surrogate, SoftmaxModel) else None
     near = [] if neighbours is None else _near(writer, reader, dense, neighbours, predicted)
     past = writer.node("Gather", writer.constant(fitted.acceptor.reliability), predicted)
@@ -79,46 +81,62 @@ def build_graph(fitted: Fitted) -> bytes:
         "label": (predicted, INT64, [1]),
         "accept_score": (accept_score, FLOAT, [1, 1]),
         "guard": (guard, FLOAT, [1, 1]),
+        "probabilities": (probabilities, FLOAT, [n_views, n_labels]),
     }
     model = writer.model(inputs, outputs)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
 
 
-def check_graph(
-    graph: bytes,
+def check_graphs(
+    graphs: Sequence[bytes],
     inputs: Iterable[Mapping[str, NDArray[Any]]],
-    fitted: Fitted,
-    expected: tuple[Table, Floats],
+    fitted: Sequence[Fitted],
+    expected: Sequence[tuple[Table, Floats]],
     thresholds: Sequence[float],
 ) -> None:
-    """Raise ExportError where the graph decides differently from the fitted model on any input.
+    """Raise ExportError where a stage's graphs, one a field, decide differently from the fitted models on any input.
 
-    `inputs` is what the graph is fed, row by row; `expected` are the fitted model's table and logit gap of the same
-    rows; `thresholds` the accept scores that matter.
+    `inputs` is what the graphs are fed, row by row; `expected` are each fitted model's table and logit gap of the same
+    rows; `thresholds` the accept scores of the whole answer that matter.
     """
-    session = open_session(graph)
-    table, gap = expected
-    accept, guard = fitted.acceptor.log_odds(table), fitted.guard.values(table)
+    sessions = [open_session(graph) for graph in graphs]
+    tables = [table for table, _ in expected]
+    guards = [head.guard.values(table) for head, table in zip(fitted, tables, strict=True)]
+    odds = np.array([head.acceptor.log_odds(table) for head, table in zip(fitted, tables, strict=True)])
+    accept = _odds_of_all(odds)
     limits = [float(np.log(limit / (1 - limit))) for limit in thresholds if 0 < limit < 1]
+    # The log-odds of a product move by no more than those of its factors together.
+    tolerance = _TOLERANCE * len(sessions)
     for i, row in enumerate(inputs):
-        label, score, value = run_session(session, row)
-        if gap[i] <= _TOLERANCE:
+        said = [run_session(session, row) for session in sessions]
+        if any(gap[i] <= _TOLERANCE for _, gap in expected):
             continue
-        if label != table.predicted[i]:
-            raise ExportError(f"row {i}: the graph says label {label}, the model {table.predicted[i]}")
+        labels, known = [label for label, _, _ in said], [int(table.predicted[i]) for table in tables]
+        if labels != known:
+            raise ExportError(f"row {i}: the graph says label {_shown(labels)}, the model {_shown(known)}")
+        score = float(np.prod([score for _, score, _ in said]))
         found = np.log(score / (1 - score)) if 0 < score < 1 else np.copysign(np.inf, score - 0.5)
-        sides = [((found >= limit) == (accept[i] >= limit), abs(accept[i] - limit)) for limit in limits]
-        sides.append(
-            (
-                (value >= fitted.guard.threshold) == (guard[i] >= fitted.guard.threshold),
-                abs(guard[i] - fitted.guard.threshold),
-            )
-        )
-        if any(not same and distance > _TOLERANCE for same, distance in sides):
-            raise ExportError(
-                f"row {i}: the graph scores {found:.6f}, {value:.6f}; the model {accept[i]:.6f}, {guard[i]:.6f}"
-            )
+        sides = [((found >= limit) == (accept[i] >= limit), abs(accept[i] - limit) / tolerance) for limit in limits]
+        for (_, _, value), guard, head in zip(said, guards, fitted, strict=True):
+            limit = head.guard.threshold
+            sides.append(((value >= limit) == (guard[i] >= limit), abs(guard[i] - limit) / _TOLERANCE))
+        if any(not same and distance > 1 for same, distance in sides):
+            values = _shown([f"{value:.6f}" for _, _, value in said])
+            own = _shown([f"{guard[i]:.6f}" for guard in guards])
+            raise ExportError(f"row {i}: the graph scores {found:.6f}, {values}; the model {accept[i]:.6f}, {own}")
+
+
+def _odds_of_all(odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-odds (n,) of the product of the probabilities whose log-odds (H, n) are given."""
+    if len(odds) == 1:
+        return np.asarray(odds[0])
+    logs = -np.logaddexp(0, -odds).sum(axis=0)
+    return np.asarray(logs - np.log(-np.expm1(np.minimum(logs, -1e-300))))
+
+
+def _shown(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _rows(writer: GraphWriter, fitted: Fitted, dense: list[tuple[str, int]]) -> tuple[list[str], str]:
@@ -273,10 +291,10 @@ def _norm(writer: GraphWriter, vector: str) -> str:
     return writer.node("Max", writer.node("ReduceL2", vector, axes=[1], keepdims=1), writer.constant(_FLOOR))
 
 
-def _views_table(writer: GraphWriter, views: str, shape: tuple[int, int]) -> tuple[str, str]:
-    """The predicted label, (1,), and the columns of all views one after the other, as `acceptor.describe` has them."""
-    n_rows, wide = shape
-    n_views = n_rows if n_rows == 2 else n_rows + 1
+def _views_table(writer: GraphWriter, views: str, shape: tuple[int, int]) -> tuple[str, str, str]:
+    """The predicted label, (1,); the columns of all views one after the other, as `acceptor.describe` has them; the
+    softmax of each view, of the `shape` that the views have."""
+    n_views, wide = shape
     highest_rows = writer.node("ArgMax", views, axis=1, keepdims=0)
     predicted = writer.node("Slice", highest_rows, writer.constant([0]), writer.constant([1]), writer.constant([0]))
     probabilities = writer.node("Softmax", views, axis=1)
@@ -293,7 +311,7 @@ def _views_table(writer: GraphWriter, views: str, shape: tuple[int, int]) -> tup
     expected = writer.total(writer.node("Mul", probabilities, views), axis=1, keepdims=1)
     entropy = writer.node("Sub", energy, expected)
     table = writer.node("Concat", odds, own, gap, writer.node("Sign", gap), energy, highest, entropy, axis=1)
-    return predicted, writer.node("Reshape", table, writer.constant([-1]))
+    return predicted, writer.node("Reshape", table, writer.constant([-1])), probabilities
 
 
 def _log_odds(writer: GraphWriter, probability: str) -> str:

@@ -25,10 +25,11 @@ from policies.artifact import MANIFEST, Manifest, StageEntry, read_file, read_ma
 from policies.encoders import Encoder
 from policies.errors import ArtifactError, FitError, PolicyDamaged
 from policies.features import MAX_CHARS, TextEncoder
+from policies.forms import Forms
 from policies.judging import Judged, judge
 from policies.learning import Learned, Progress, learn, silent
 from policies.policy import Policy, read_encoder
-from policies.serving import export_stages
+from policies.serving import combinations, export_stages, frontier_entries
 from policies.settings import FeatureSpec, FitConfig
 from policies.traces import merge, read_traces, to_line
 from policies.types import Trace
@@ -164,8 +165,10 @@ def _candidate(
 ) -> _Candidate:
     if embeddings is not None:
         embeddings = _checked_embeddings(embeddings, len(traces))
+    progress("forms", 0.0)
+    forms = Forms.learn(traces, config.merge_labels, read_inputs=embeddings is None)
     specs = ["given"] if embeddings is not None else FeatureSpec.parse(config.features).options()
-    options = [_option(traces, config, (spec, len(specs)), embeddings, progress, encoder) for spec in specs]
+    options = [_option(forms, traces, config, (spec, len(specs)), embeddings, progress, encoder) for spec in specs]
     chosen = _best(options, config.latency_budget_us)
     judged, reading = chosen.judged, chosen.learned.reading
     if len(options) > 1:
@@ -182,6 +185,7 @@ def _candidate(
 
 
 def _option(
+    forms: Forms,
     traces: list[Trace],
     config: FitConfig,
     option: tuple[str, int],
@@ -189,14 +193,15 @@ def _option(
     progress: Progress,
     encoder: Encoder | None,
 ) -> _Option:
-    """`option` is the spec, and among how many."""
+    """`option` is the spec, and among how many; `traces` as they came."""
     spec, n_options = option
+    named = forms.settings(config)
     # The solver's matrices are small: more BLAS threads than one only spin, and starve a gateway on the same machine.
     with threadpool_limits(1):
-        learned = learn(traces, config, spec, embeddings, progress, encoder)
+        learned = learn(forms.traces, named, spec, embeddings, progress, encoder, forms.answers.heads())
         progress("gate", 0.82)
-        judged = judge(learned, config, n_options)
-        stages: list[tuple[StageEntry, bytes]] = []
+        judged = _with_forms(judge(learned, named, n_options), forms)
+        stages: list[tuple[StageEntry, dict[str, bytes]]] = []
         if judged.ruling is not None and not judged.certificate.refused:
             progress("export", 0.88)
             stages = export_stages(learned, judged, config)
@@ -209,16 +214,26 @@ def _option(
         labels=learned.labels,
         threshold=stages[-1][0].threshold if stages else None,
         stages=[entry for entry, _ in stages],
-        protected=_limits(judged, learned) if stages else {},
+        protected=judged.thresholds.named(learned.labels) if stages else {},
+        frontier=frontier_entries(judged, len(stages)) if stages else [],
+        combinations=combinations(learned, judged) if stages else [],
         max_chars=MAX_CHARS,
         n_traces=len(traces),
         n_labels=len(learned.teacher_counts),
         settings=asdict(config),
         certificate=judged.certificate,
         files={},
+        answers=forms.answers.only(learned.labels),
+        input_form=forms.input_form,
     )
-    found = _Option(manifest, learned, judged, {entry.model: graph for entry, graph in stages})
+    found = _Option(manifest, learned, judged, {role: graph for _, graphs in stages for role, graph in graphs.items()})
     return found if n_options == 1 else replace(found, microseconds=_mean_microseconds(found, traces))
+
+
+def _with_forms(judged: Judged, forms: Forms) -> Judged:
+    """The verdict, with what there is to say of the forms."""
+    certificate = replace(judged.certificate, notes=[*judged.certificate.notes, *forms.notes()])
+    return replace(judged, certificate=certificate, report=judged.report | {"merges": forms.answers.merges})
 
 
 def _mean_microseconds(option: _Option, traces: list[Trace]) -> float | None:
@@ -235,7 +250,7 @@ def _mean_microseconds(option: _Option, traces: list[Trace]) -> float | None:
     if not policy.slow:
         return quick * 1e6
     undecided = [text for text in texts if policy.decide_quickly(text) is None] or texts[:1]
-    answered_early = option.judged.report["handled_by_stage"][0] if len(option.graphs) > 1 else 0.0
+    answered_early = option.judged.report["handled_by_stage"][0] if len(option.manifest.stages) > 1 else 0.0
     return (quick + (1 - answered_early) * _mean_seconds(policy.decide, undecided)) * 1e6
 
 
@@ -259,10 +274,6 @@ def _best(options: list[_Option], budget: float) -> _Option:
     if able:
         return max(able, key=lambda option: option.judged.certificate.coverage)
     return min(certified, key=lambda option: option.microseconds or 0.0)
-
-
-def _limits(judged: Judged, learned: Learned) -> dict[str, float | None]:
-    return {learned.labels[label]: choice.threshold for label, choice in judged.thresholds.protected.items()}
 
 
 def _records(traces: list[Trace], embeddings: Embeddings | None, judged: Judged) -> dict[str, tuple[str, bytes]]:

@@ -10,7 +10,7 @@ fixed threshold, errors among the m accepted rows are Binomial(m, 1 - agreement)
 weights are tested by betting instead (`policies.betting`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -67,6 +67,10 @@ class Thresholds:
 
     pool: Choice
     protected: dict[int, Choice]
+
+    def named(self, labels: Sequence[str]) -> dict[str, float | None]:
+        """The threshold of each protected label by its name; None: never answered."""
+        return {labels[label]: choice.threshold for label, choice in self.protected.items()}
 
     @property
     def certified(self) -> bool:

@@ -51,11 +51,13 @@ class GraphWriter:
     def model(
         self, inputs: Sequence[onnx.ValueInfoProto], outputs: Mapping[str, tuple[str, int, list[int]]]
     ) -> onnx.ModelProto:
-        """The finished model; `outputs` maps a public name to (value, element type, shape)."""
-        infos = []
-        for name, (value, kind, shape) in outputs.items():
-            self._nodes.append(helper.make_node("Identity", [value], [name], name=f"out_{name}"))
-            infos.append(helper.make_tensor_value_info(name, kind, shape))
+        """The finished model; `outputs` maps a public name to (value, element type, shape); nodes made the values."""
+        infos = [helper.make_tensor_value_info(name, kind, shape) for name, (_, kind, shape) in outputs.items()]
+        # Renamed where they are made: a node that only renames would cost every decision some of its time.
+        public = {value: name for name, (value, _, _) in outputs.items()}
+        for node in self._nodes:
+            node.input[:] = [public.get(value, value) for value in node.input]
+            node.output[:] = [public.get(value, value) for value in node.output]
         graph = helper.make_graph(self._nodes, "policy", list(inputs), infos, self._constants)
         opsets = [helper.make_opsetid("", OPSET)]
         if any(node.domain == ML_DOMAIN for node in self._nodes):

@@ -222,7 +222,7 @@ def _as_served(
         handled, labels = _handled(found, thresholds)
         return handled, labels == found.truth
     pairs = zip(ruling.measurement.stages, found.measurement.stages, strict=True)
-    decided = found.measurement.decided([served.scores_of(own.table) for served, own in pairs])
+    decided = found.measurement.decided([served.scores_of(own) for served, own in pairs])
     handled, labels = _handled(replace(found, decided=decided.at(found.kept)), thresholds)
     return handled, labels == found.truth
 
@@ -232,14 +232,16 @@ def _frontier(
 ) -> list[dict[str, Any]]:
     """What each target would give, by the measurement that rules or the strictest of several; `missing`: why none.
 
-    All rows hold together: each gets its part of the error probability.
+    All rows hold together: each gets its part of the error probability. A row's threshold is on the scale of the
+    measurement that rules it, which is not always the one that is served.
     """
     targets = sorted(set(config.frontier_targets))
     jointly = 1 - (1 - confidence) / max(len(targets), 1)
     rows = []
     for target in targets:
-        verdicts = [_verdict(learned, config, found, target, jointly) for found in judges]
-        verdict = min(verdicts, key=_strictness, default=_Verdict(_NOTHING, missing))
+        verdicts = {found.measurement.name: _verdict(learned, config, found, target, jointly) for found in judges}
+        ruling = min(verdicts, key=lambda name: _strictness(verdicts[name]), default=None)
+        verdict = _Verdict(_NOTHING, missing) if ruling is None else verdicts[ruling]
         choice, certified = verdict.choice, verdict.reason is None
         rows.append(
             {
@@ -249,6 +251,8 @@ def _frontier(
                 "teacher_agreement": choice.agreement if certified else None,
                 "teacher_agreement_lower": choice.lower if certified else None,
                 "threshold": choice.threshold if certified else None,
+                "protected": verdict.thresholds.named(learned.labels) if certified else {},
+                "ruling": ruling,
                 "reason": verdict.reason,
             }
         )

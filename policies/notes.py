@@ -24,10 +24,14 @@ def notes_of(
     notes = []
     rare = sum(1 for count in learned.teacher_counts.values() if count == 1)
     if rare:
-        notes.append(f"{rare} labels were seen once: they are not learned, and their traces count as disagreement")
+        learned_of = "never said" if learned.task is not None and learned.task.parts is not None else "not learned"
+        notes.append(f"{rare} labels were seen once: they are {learned_of}, and their traces count as disagreement")
     unreadable = int((~learned.readable).sum()) if learned.problem is None else 0
     if unreadable:
-        notes.append(f"{unreadable} traces are too long to be read whole: such calls are deferred")
+        notes.append(
+            f"{unreadable} traces are too long to be read whole, empty, or not built like the others: such calls are "
+            "deferred"
+        )
     apart = int((~learned.judged).sum())
     if apart:
         notes.append(

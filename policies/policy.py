@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,39 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from policies.artifact import Manifest, StageEntry, read_file, read_manifest
+from policies.calibration import calibrated, jointly
 from policies.encoders import Encoder, load_encoder
 from policies.errors import PolicyDamaged
 from policies.features import TextEncoder, text_inputs
-from policies.session import open_session, run_session
-from policies.types import LocalDecision, Reason
+from policies.session import open_session, run_fully, run_session
+from policies.types import Answer, LocalDecision, Reason
 
 Embedding = NDArray[np.float32]
+
+_Read = tuple[str, list[int]]
 
 _REFUSED = LocalDecision(None, False, 0.0, Reason.REFUSED)
 _EMPTY = LocalDecision(None, False, 0.0, Reason.EMPTY)
 _TOO_LONG = LocalDecision(None, False, 0.0, Reason.TOO_LONG)
+_TEMPLATE = LocalDecision(None, False, 0.0, Reason.TEMPLATE)
 _NO_EMBEDDING = LocalDecision(None, False, 0.0, Reason.NO_EMBEDDING)
+_MIN_AGREEMENT = LocalDecision(None, False, 0.0, Reason.MIN_AGREEMENT)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Stage:
+    """`heads`: a session a field of the answer, and the guard value to reach."""
+
     entry: StageEntry
-    session: onnxruntime.InferenceSession
-    threshold: float
+    heads: list[tuple[onnxruntime.InferenceSession, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """The accept score to reach: a stage, and a label (by index) that has a limit of its own."""
+
+    stages: tuple[float, ...]
+    protected: Mapping[int, float]
 
 
 class Policy:
@@ -41,21 +56,30 @@ class Policy:
         tokenizer: TextEncoder | None = None,
         encoder: Encoder | None = None,
     ) -> None:
-        """Use `load`. `graphs` maps each stage's role to its graph; a refused policy has none and defers everything."""
+        """Use `load`. `graphs` maps each head's role to its graph; a refused policy has none and defers everything."""
         self.manifest = manifest
         self.version = manifest.version
         self.labels = tuple(manifest.labels)
+        self.answers = manifest.answers.answers
         self.certified = not manifest.certificate.refused
         self.input_kind = manifest.input_kind
         self.embedding_dim = manifest.embedding_dim
         self.threshold = _limit(manifest.threshold)
         self._stages = [
-            _Stage(entry, open_session(graphs[entry.model]), _limit(entry.threshold)) for entry in manifest.stages
+            _Stage(entry, [(open_session(graphs[head.model]), head.guard_threshold) for head in entry.heads])
+            for entry in manifest.stages
         ]
+        rows = _combinations(manifest)
+        self._label_of = {tuple(row): i for i, row in enumerate(rows) if row}
+        width = max(map(len, rows), default=0)
+        self._classes = np.array([row or [-1] * width for row in rows], np.int64)
+        self._input_form = manifest.input_form
         self._tokenizer = tokenizer
         self._encoder = encoder
-        index = {label: i for i, label in enumerate(self.labels)}
-        self._limits = {index[label]: _limit(limit) for label, limit in manifest.protected.items()}
+        self._limits = self._limits_of([entry.threshold for entry in manifest.stages], manifest.protected)
+        self._stricter = [
+            (entry.target, self._limits_of(entry.thresholds, entry.protected)) for entry in manifest.frontier
+        ]
 
     @classmethod
     def load(cls, path: str | Path) -> "Policy":
@@ -63,9 +87,14 @@ class Policy:
         manifest = read_manifest(path)
         if manifest.certificate.refused:
             return cls(manifest, {})
-        if not manifest.stages or not set(manifest.protected) <= set(manifest.labels):
+        limited = set(manifest.protected).union(*(entry.protected for entry in manifest.frontier))
+        if not manifest.stages or not limited <= set(manifest.labels):
             raise PolicyDamaged(f"{path}: certified, but without thresholds")
-        graphs = {entry.model: read_file(path, manifest, entry.model) for entry in manifest.stages}
+        if manifest.answers.answers.keys() != set(manifest.labels):
+            raise PolicyDamaged(f"{path}: certified, but not with an answer for every label")
+        _check_combinations(path, manifest)
+        roles = [head.model for entry in manifest.stages for head in entry.heads]
+        graphs = {role: read_file(path, manifest, role) for role in roles}
         tokenizer = None
         if any(entry.tokens for entry in manifest.stages):
             try:
@@ -74,21 +103,37 @@ class Policy:
                 raise PolicyDamaged(f"{path}: tokenizer.json: {error}") from error
         return cls(manifest, graphs, tokenizer, read_encoder(path, manifest))
 
+    def label_of(self, answer: Answer) -> str | None:
+        """Which label a teacher's answer is; None where it is none of them."""
+        return self.manifest.answers.label_of(answer)
+
     @property
     def slow(self) -> bool:
         """Whether some inputs need an encoder: milliseconds, or a call over the network, instead of microseconds."""
         return self._encoder is not None
 
-    def decide(self, input: str | Embedding) -> LocalDecision:  # noqa: A002 - the house's word for it
+    def decide(
+        self,
+        input: str | Embedding,  # noqa: A002 - the house's word for it
+        agreement: float | None = None,
+    ) -> LocalDecision:
         """Decide on one text, or on one embedding of shape (d,).
+
+        `agreement` asks for more than the certificate's target: the smallest certified target of the frontier that is
+        at least as high then sets the thresholds, those of protected labels included; where there is none the call is
+        deferred unscored. All targets of the frontier hold jointly at the certificate's confidence, so a caller may
+        ask for any of them, and for another one the next time.
 
         Raises ValueError for an embedding of another shape than the policy's, and ConnectionError where an endpoint
         that the policy needs cannot be reached.
         """
         if not self._stages:
             return _REFUSED
+        limits = self._limits if agreement is None else self._limits_at(agreement)
+        if limits is None:
+            return _MIN_AGREEMENT
         if isinstance(input, str):
-            return self._decide_text(input, len(self._stages))
+            return self._decide_text(input, len(self._stages), limits)
         if self.input_kind != "embedding":
             raise ValueError("this policy reads text, not embeddings")
         row = np.ascontiguousarray(input, dtype=np.float32)
@@ -96,16 +141,37 @@ class Policy:
             raise ValueError(
                 f"embedding dimension mismatch: expected {self.embedding_dim}, got {row.shape[-1] if row.ndim else 0}"
             )
-        return self._judge(0, {"embedding": row})
+        return self._judge(0, {"embedding": row}, limits)
 
-    def decide_quickly(self, text: str) -> LocalDecision | None:
+    def probabilities(self, text: str) -> dict[str, float] | None:
+        """How likely each label is the teacher's, the likeliest first; they add up to 1.
+
+        By the stage that answers, else by the last one: what the surrogate says gets the accept score, the others share
+        the rest in proportion to the surrogate's softmax (see `calibrated`). Where the answer has several fields, each
+        is treated so, and a label's share is the product over them. None where nothing can be scored. Reads what
+        `decide` reads, and raises what it raises.
+        """
+        read = self._read(text) if self._stages else _REFUSED
+        if isinstance(read, LocalDecision):
+            return None
+        for number in range(len(self._stages)):
+            inputs = self._inputs(number, read)
+            decision = self._judge(number, inputs, self._limits)
+            if decision.handled:
+                break
+        return self._shared(number, inputs, decision)
+
+    def decide_quickly(self, text: str, agreement: float | None = None) -> LocalDecision | None:
         """As `decide`, without an encoder: None where only that could tell."""
         if not self._stages:
             return _REFUSED
+        limits = self._limits if agreement is None else self._limits_at(agreement)
+        if limits is None:
+            return _MIN_AGREEMENT
         quick = sum(not stage.entry.encoded for stage in self._stages)
         if not quick:
             return None
-        decision = self._decide_text(text, quick)
+        decision = self._decide_text(text, quick, limits)
         undecided = quick < len(self._stages) and decision.reason in (Reason.UNCERTAIN, Reason.NOVEL)
         return None if undecided else decision
 
@@ -113,40 +179,107 @@ class Policy:
         """`decide` of each text, or of each row of (n, d) embeddings."""
         return [self.decide(row) for row in inputs]
 
-    def _decide_text(self, text: str, n_stages: int) -> LocalDecision:
-        if self.input_kind != "text" or self._tokenizer is None:
-            return _NO_EMBEDDING
-        if len(text) > self.manifest.max_chars:
-            return _TOO_LONG
-        tokens = self._tokenizer.encode(text)
-        if not tokens:
-            return _EMPTY
+    def _limits_of(self, stages: Sequence[float | None], protected: Mapping[str, float | None]) -> _Limits:
+        index = {label: i for i, label in enumerate(self.labels)}
+        return _Limits(
+            tuple(_limit(threshold) for threshold in stages),
+            {index[label]: _limit(threshold) for label, threshold in protected.items()},
+        )
+
+    def _limits_at(self, agreement: float) -> _Limits | None:
+        """None where so much is not certified, or where it is no number."""
+        if agreement <= self.manifest.certificate.target:
+            return self._limits
+        return next((limits for target, limits in self._stricter if target >= agreement), None)
+
+    def _decide_text(self, text: str, n_stages: int, limits: _Limits) -> LocalDecision:
+        read = self._read(text)
+        if isinstance(read, LocalDecision):
+            return read
         decision = _REFUSED
         for number in range(n_stages):
-            entry = self._stages[number].entry
-            inputs: dict[str, NDArray[Any]] = dict(text_inputs(tokens, entry.n_lexical_tokens)) if entry.tokens else {}
-            if entry.encoded and self._encoder is not None:
-                inputs["vector"] = self._encoder.encode(text)
-            decision = self._judge(number, inputs)
+            decision = self._judge(number, self._inputs(number, read), limits)
             if decision.handled:
                 return decision
         return decision
 
-    def _judge(self, number: int, inputs: Mapping[str, NDArray[Any]]) -> LocalDecision:
-        stage = self._stages[number]
-        label, score, guard = run_session(stage.session, inputs)
-        # Written so that a NaN fails both tests.
-        if not guard >= stage.entry.guard_threshold:
-            return LocalDecision(None, False, score if score == score else 0.0, Reason.NOVEL)  # noqa: PLR0124
-        limit = self._limits.get(label, stage.threshold) if self._limits else stage.threshold
-        if not score >= limit:
-            return LocalDecision(None, False, score if score == score else 0.0, Reason.UNCERTAIN)  # noqa: PLR0124
-        return LocalDecision(self.labels[label], True, score, None, number)
+    def _read(self, text: str) -> _Read | LocalDecision:
+        """The part of a message that is to be decided on and its tokens, or why there is nothing to score."""
+        if self.input_kind != "text" or self._tokenizer is None:
+            return _NO_EMBEDDING
+        variable = text if self._input_form is None else self._input_form.variable(text)
+        if variable is None:
+            return _TEMPLATE
+        if len(variable) > self.manifest.max_chars:
+            return _TOO_LONG
+        tokens = self._tokenizer.encode(variable)
+        return (variable, tokens) if tokens else _EMPTY
+
+    def _inputs(self, number: int, read: _Read) -> dict[str, NDArray[Any]]:
+        """What a stage's graph is fed."""
+        text, tokens = read
+        entry = self._stages[number].entry
+        inputs: dict[str, NDArray[Any]] = text_inputs(tokens, entry.n_lexical_tokens) if entry.tokens else {}
+        if entry.encoded and self._encoder is not None:
+            inputs["vector"] = self._encoder.encode(text)
+        return inputs
+
+    def _judge(self, number: int, inputs: Mapping[str, NDArray[Any]], limits: _Limits) -> LocalDecision:
+        classes, score, inside = [], 1.0, True
+        for session, lowest in self._stages[number].heads:
+            found, sure, guard = run_session(session, inputs)
+            classes.append(found)
+            score *= sure
+            # Written so that a NaN fails, here and below.
+            inside = inside and guard >= lowest
+        label = self._label_of.get(tuple(classes))
+        if label is None:
+            # Each field is clear, but the teacher has never put them together.
+            return _deferred(score, Reason.NOVEL, None)
+        said = self.labels[label]
+        if not inside:
+            return _deferred(score, Reason.NOVEL, said)
+        if not score >= limits.protected.get(label, limits.stages[number]):
+            return _deferred(score, Reason.UNCERTAIN, said)
+        return LocalDecision(said, True, score, None, number, said)
+
+    def _shared(
+        self, number: int, inputs: Mapping[str, NDArray[Any]], decision: LocalDecision
+    ) -> dict[str, float] | None:
+        """The probabilities of all labels where a stage has decided so on its inputs."""
+        fields = []
+        for session, _ in self._stages[number].heads:
+            found, sure, _, shares = run_fully(session, inputs)
+            if isnan(sure) or not np.isfinite(shares).all():
+                return None
+            fields.append(calibrated(shares, found, sure))
+        first = None if decision.guess is None else self.labels.index(decision.guess)
+        shares = jointly(fields, self._classes)
+        likely = shares if first is None else calibrated(shares, first, decision.accept_score)
+        # Of two that are equally likely, what the surrogate says comes first.
+        order = sorted(range(len(likely)), key=lambda i: (-likely[i], i != first))
+        return {self.labels[i]: float(likely[i]) for i in order}
+
+
+def _deferred(score: float, reason: Reason, guess: str | None) -> LocalDecision:
+    return LocalDecision(None, False, 0.0 if isnan(score) else score, reason, guess=guess)
 
 
 def _limit(threshold: float | None) -> float:
     # Nothing scores above infinity: without a certificate nothing is handled.
     return float("inf") if threshold is None else threshold
+
+
+def _combinations(manifest: Manifest) -> list[list[int]]:
+    """Each label's class in each head."""
+    return manifest.combinations or [[i] for i in range(len(manifest.labels))]
+
+
+def _check_combinations(path: str | Path, manifest: Manifest) -> None:
+    rows = _combinations(manifest)
+    sizes = {len(entry.heads) for entry in manifest.stages} | {len(row) for row in rows if row}
+    if len(sizes) != 1 or len(rows) != len(manifest.labels):
+        raise PolicyDamaged(f"{path}: its heads do not make its labels")
 
 
 def read_encoder(path: str | Path, manifest: Manifest) -> Encoder | None:

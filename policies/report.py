@@ -19,7 +19,7 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     """Manifest, frontier and per-label report as one JSON-safe object. Raises PolicyMissing or PolicyDamaged."""
     manifest = read_manifest(folder)
     return {
-        "manifest": orjson.loads(orjson.dumps(manifest)),
+        "manifest": orjson.loads(orjson.dumps(manifest)) | {"answers": manifest.answers.to_dict()},
         "frontier": orjson.loads(read_file(folder, manifest, "frontier")),
         "report": orjson.loads(read_file(folder, manifest, "report")),
     }
@@ -119,6 +119,15 @@ def print_verdict(manifest: Manifest) -> None:
             f"{certificate.teacher_agreement:.4f} (at least {certificate.target:g} proved)",
         )
         stdout.print(certificate.statement)
+    stdout.print(f"answers: {manifest.answers.words}", highlight=False, markup=False)
+    stdout.print(f"inputs: {inputs_in_words(manifest)}", highlight=False, markup=False)
+
+
+def inputs_in_words(manifest: Manifest) -> str:
+    """What of an input the policy reads."""
+    if manifest.input_kind == "embedding":
+        return "embeddings"
+    return "read whole" if manifest.input_form is None else manifest.input_form.words
 
 
 def print_notes(notes: list[str]) -> None:

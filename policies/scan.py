@@ -19,12 +19,13 @@ from policies.diagnostics import Ceiling, teacher_ceiling
 from policies.errors import FitError
 from policies.features import MAX_CHARS
 from policies.folds import FOLDS
+from policies.forms import Forms
 from policies.judging import judge
 from policies.learning import Learned, Progress, obstacle, prepare, silent
 from policies.measuring import Measurement, measure
 from policies.settings import FitConfig
 from policies.traces import TraceFile
-from policies.types import Trace
+from policies.types import AnswerKind, Trace
 
 Groups = NDArray[np.int64]
 
@@ -111,7 +112,7 @@ class Contents:
 
     `different_inputs` but for case and white space; `contradicted` of them have more than one label; `ceiling` is what
     repeats say about the teacher's agreement with itself. `first`, `last`: seconds since the epoch, where every trace
-    has a time. `labels` are the teacher's, most frequent first.
+    has a time. `labels` are the teacher's, by the names a fit gives them, most frequent first.
     """
 
     traces: int
@@ -188,7 +189,9 @@ def scan(found: TraceFile, price: Price | None = None, seed: int = 0, progress: 
         raise FitError(f"seed must not be negative, got {seed}")
     price = price or Price()
     progress("counting", 0.0)
-    groups = _numbered(" ".join(trace.input.casefold().split()) for trace in found.traces)
+    found = replace(found, traces=Forms.learn(found.traces).traces)
+    # As in a fit: what is empty was not read, and is not known to be the same.
+    groups = _numbered(" ".join(trace.input.casefold().split()) or f"\n{row}" for row, trace in enumerate(found.traces))
     contents = _contents(found, groups)
     reason, estimate = _obstacle(contents), None
     if reason is None:
@@ -211,7 +214,10 @@ def _numbered(keys: Iterable[str]) -> Groups:
 def _contents(found: TraceFile, groups: Groups) -> Contents:
     traces = found.traces
     repeated = np.bincount(groups)[groups] > 1
-    inputs, labels = groups[repeated], _numbered(trace.teacher for trace in traces)[repeated]
+    labelled = [trace.kind is not AnswerKind.OTHER for trace in traces]
+    # Negative: unlike any other.
+    labels = np.where(labelled, _numbered(trace.teacher for trace in traces), -1)[repeated]
+    inputs = groups[repeated]
     answers = np.unique(np.stack([inputs, labels]), axis=1)
     times = [trace.ts for trace in traces if trace.ts is not None]
     timed = len(times) == len(traces)
@@ -225,7 +231,7 @@ def _contents(found: TraceFile, groups: Groups) -> Contents:
         too_long=sum(len(trace.input) > MAX_CHARS for trace in traces),
         first=min(times) if timed else None,
         last=max(times) if timed else None,
-        labels=tuple(Counter(trace.teacher for trace in traces).most_common()),
+        labels=tuple(Counter(t.teacher for t, named in zip(traces, labelled, strict=True) if named).most_common()),
     )
 
 

@@ -79,7 +79,7 @@ def to_json(result: Scan) -> dict[str, Any]:
     - `outside_guard`, `near_duplicates`: `share`, `agreement_with`, `agreement_without`
     """
     contents, estimate, ceiling = result.contents, result.estimate, result.contents.ceiling
-    majority, most = contents.labels[0]
+    majority, most = contents.labels[0] if contents.labels else (None, 0)
     return {
         "refused": estimate is None,
         "reason": result.reason,

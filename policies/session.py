@@ -1,14 +1,16 @@
-"""The ONNX session of a policy: one thread, three numbers out."""
+"""The ONNX session of a policy: one thread, three numbers out, and the labels' probabilities for who asks."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from policies.errors import PolicyDamaged
 
 _OUTPUTS = ["label", "accept_score", "guard"]
+_ALL_OUTPUTS = [*_OUTPUTS, "probabilities"]
 _ONLY_ERRORS = 3
 
 
@@ -23,7 +25,7 @@ def open_session(graph: bytes) -> onnxruntime.InferenceSession:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes are not importable by name across versions
         raise PolicyDamaged(f"model.onnx: {error}") from error
-    if sorted(output.name for output in session.get_outputs()) != sorted(_OUTPUTS):
+    if sorted(output.name for output in session.get_outputs()) != sorted(_ALL_OUTPUTS):
         raise PolicyDamaged("model.onnx: not a policy graph")
     return session
 
@@ -32,3 +34,11 @@ def run_session(session: onnxruntime.InferenceSession, inputs: Mapping[str, NDAr
     """(label, accept score, guard value) of one input."""
     label, score, guard = session.run(_OUTPUTS, inputs)
     return int(label[0]), float(score[0, 0]), float(guard[0, 0])
+
+
+def run_fully(
+    session: onnxruntime.InferenceSession, inputs: Mapping[str, NDArray[Any]]
+) -> tuple[int, float, float, NDArray[np.float64]]:
+    """As `run_session`, and the surrogate's probability of each label, (K,)."""
+    label, score, guard, probabilities = session.run(_ALL_OUTPUTS, inputs)
+    return int(label[0]), float(score[0, 0]), float(guard[0, 0]), probabilities[0].astype(np.float64)

@@ -33,6 +33,7 @@ class FitConfig:
     labels that are answered only if certified on their own. `latency_budget_us`: mean microseconds a decision that
     `features="auto"` may spend. `engine`, `jobs`: where the folds are fitted (joblib backend), how many at a time
     (None: one a core). `neighbours`: let the acceptor ask the nearest traces (0.1 ms a decision for 10,000 of them).
+    `merge_labels`: take texts that differ by case, white space, quotes or a full stop for one label.
     """
 
     target_teacher_agreement: float = 0.95
@@ -50,6 +51,7 @@ class FitConfig:
     engine: str = "local"
     jobs: int | None = None
     neighbours: bool = False
+    merge_labels: bool = True
 
     def __post_init__(self) -> None:
         """Validate every field."""

@@ -23,7 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from policies.errors import StoreError
 from policies.traces import storable
-from policies.types import StoredTrace
+from policies.types import AnswerKind, StoredTrace
 
 METADATA = sa.MetaData()
 _TRACES = sa.Table(
@@ -41,8 +41,12 @@ _TRACES = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("sampling_probability", sa.Double, nullable=False),
     sa.Column("training_allowed", sa.Boolean, nullable=False),
+    # The default is for rows, and for programs, from before there were kinds.
+    sa.Column("kind", sa.Text, nullable=False, server_default=AnswerKind.TEXT.value),
+    sa.Column("arguments", sa.Text),
     sa.Index("traces_by_project_and_time", "project", "ts", "id"),
 )
+_KINDS = {kind.value: kind for kind in AnswerKind}
 VERSION_TABLE = "tracer_schema_version"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -132,7 +136,7 @@ class Store:
             connection.execute(query, execution_options=at_once) as rows,
         ):
             for row in rows:
-                yield StoredTrace(**row._mapping)
+                yield from_row(dict(row._mapping))
 
     def count(self, project: str | None = None) -> int:
         """How many traces are stored, those that must not be learned from included.
@@ -168,7 +172,19 @@ def flaw(trace: StoredTrace) -> str | None:
 
 def to_row(trace: StoredTrace) -> dict[str, Any]:
     """The trace's fields by name, with every text as the store keeps it."""
-    return {key: storable(value) if type(value) is str else value for key, value in asdict(trace).items()}
+    row = asdict(trace) | {"kind": trace.kind.value}
+    return {key: storable(value) if type(value) is str else value for key, value in row.items()}
+
+
+def from_row(row: dict[str, Any]) -> StoredTrace:
+    """The trace of which `to_row` made `row`, or an older version did, which knew no kinds. Raises TypeError.
+
+    A kind that only a later version knows is an answer that this one does not understand: `other`.
+    """
+    kind = row.get("kind", AnswerKind.TEXT)
+    if isinstance(kind, str):
+        row = row | {"kind": _KINDS.get(kind, AnswerKind.OTHER)}
+    return StoredTrace(**row)
 
 
 def _parse(url: str) -> sa.URL:

@@ -1,7 +1,8 @@
 """Trace files: JSONL in and out, and the small operations on lists of traces.
 
-One JSON object a line: `input` and `teacher`, optionally `id`, `ground_truth`, `mini`, `ts`, `weight`. Every complaint
-names file, line and cause. Lines are read as bytes, one at a time, so one bad line never spoils its neighbours.
+One JSON object a line: `input` and `teacher`, optionally `kind` and `arguments` (of an answer that is no text), `id`,
+`ground_truth`, `mini`, `ts`, `weight`. Every complaint names file, line and cause. Lines are read as bytes, one at a
+time, so one bad line never spoils its neighbours.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import orjson
 
 from policies.errors import TraceError
 from policies.lines import MAX_LINE_BYTES, read_lines
-from policies.types import Reason, Trace
+from policies.types import Answer, AnswerKind, Reason, Trace
 
 INPUT_KEYS = ("input", "query", "text", "prompt", "question")
 """The canonical key first: where several are present, the first of this order is read and the others are ignored."""
@@ -30,6 +31,7 @@ LABEL_KEYS = ("teacher", "teacher_output", "label", "intent", "output", "answer"
 MAX_PROBLEMS = 20
 
 _REASONS = {reason.value: reason for reason in Reason}
+_KINDS = {kind.value: kind for kind in AnswerKind}
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -118,7 +120,9 @@ def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
 def to_line(trace: Trace) -> bytes:
     """One trace as a line of JSON, newline included; what is not set is left out."""
     row: dict[str, Any] = {"input": storable(trace.input), "teacher": storable(trace.teacher)}
-    for key in ("id", "ground_truth", "mini"):
+    if trace.kind is not AnswerKind.TEXT:
+        row["kind"] = trace.kind.value
+    for key in ("arguments", "id", "ground_truth", "mini"):
         text = getattr(trace, key)
         if text is not None:
             row[key] = storable(text)
@@ -152,16 +156,17 @@ def merge(old: Sequence[Trace], new: Sequence[Trace]) -> list[Trace]:
     """Old traces, then those of `new` that are not among them.
 
     Two traces are the same one if they have the same `id`; the earlier is kept. Without ids, the k-th trace of an input
-    and label in `new` is the same as the k-th in `old`: a file given twice adds nothing, and how often an input occurs
+    and answer in `new` is the same as the k-th in `old`: a file given twice adds nothing, and how often an input occurs
     within a file still counts.
     """
     merged: list[Trace] = []
     seen: set[object] = set()
     for traces in (old, new):
-        said: Counter[tuple[str, str]] = Counter()
+        said: Counter[tuple[str, Answer]] = Counter()
         for trace in traces:
-            said[trace.input, trace.teacher] += trace.id is None
-            key = trace.id if trace.id is not None else (trace.input, trace.teacher, said[trace.input, trace.teacher])
+            pair = trace.input, trace.answer
+            said[pair] += trace.id is None
+            key = trace.id if trace.id is not None else (*pair, said[pair])
             if key not in seen:
                 seen.add(key)
                 merged.append(trace)
@@ -169,8 +174,11 @@ def merge(old: Sequence[Trace], new: Sequence[Trace]) -> list[Trace]:
 
 
 def label_space(traces: Iterable[Trace]) -> dict[str, int]:
-    """The teacher's labels, sorted, each with the number of traces that have it."""
-    return dict(sorted(Counter(trace.teacher for trace in traces).items()))
+    """What the teacher wrote, texts and names of tools, sorted, each with the number of traces that have it.
+
+    Answers of kind `other` are no labels.
+    """
+    return dict(sorted(Counter(trace.teacher for trace in traces if trace.kind is not AnswerKind.OTHER).items()))
 
 
 def _parse(line: bytes | None) -> Trace:
@@ -184,18 +192,23 @@ def _parse(line: bytes | None) -> Trace:
         raise _BadLine(f"expected a JSON object, found {_kind(row)}")
     found_input = _first(row, INPUT_KEYS)
     found_label = _first(row, LABEL_KEYS)
-    text, label = _input(row, found_input), _label(row[found_label], found_label)
+    text = _input(row, found_input)
     if len(row) == 2:
-        return Trace(text, label)
+        return Trace(text, _label(row[found_label], found_label))
+    kind, arguments = _form(row)
+    # A refusal may come without a word; it is no label.
+    said = row[found_label]
     return Trace(
         input=text,
-        teacher=label,
+        teacher=said if kind is AnswerKind.OTHER and said == "" else _label(said, found_label),
         id=_id(row.get("id")),
         ground_truth=_optional_label(row, "ground_truth"),
         mini=_optional_label(row, "mini"),
         ts=_seconds(row.get("ts")),
         weight=_weight(row.get("weight")),
         reason=_reason(row.get("reason")),
+        kind=kind,
+        arguments=arguments,
     )
 
 
@@ -224,6 +237,21 @@ def _first(row: dict[str, Any], keys: tuple[str, ...]) -> str:
 def _reason(value: Any) -> Reason | None:
     # Other people's files use the word for other things: what is not of the closed list is not ours.
     return _REASONS.get(value) if type(value) is str else None
+
+
+def _form(row: dict[str, Any]) -> tuple[AnswerKind, str | None]:
+    """What the answer is, and its arguments where it is a tool call."""
+    kind, arguments = row.get("kind"), row.get("arguments")
+    if arguments is not None and type(arguments) is not str:
+        raise _BadLine(f"'arguments' must be a string of JSON, found {_kind(arguments)}")
+    if kind is None:
+        return (AnswerKind.TEXT if arguments is None else AnswerKind.TOOL), arguments
+    found = _KINDS.get(kind) if type(kind) is str else None
+    if found is None:
+        raise _BadLine(f"'kind' must be one of {', '.join(_KINDS)}")
+    if found is AnswerKind.TEXT and arguments is not None:
+        raise _BadLine("'arguments' belong to a tool call, and 'kind' says text")
+    return found, arguments
 
 
 def _input(row: dict[str, Any], key: str) -> str:

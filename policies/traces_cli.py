@@ -15,7 +15,7 @@ from policies.console import plain_errors, stderr
 from policies.errors import TraceError
 from policies.store import Store
 from policies.traces import read_traces, to_line, to_seconds, write_traces
-from policies.types import Reason, StoredTrace, Trace
+from policies.types import Answer, AnswerKind, Reason, StoredTrace, Trace
 
 app = typer.Typer(name="traces", help="Move traces in and out of the store.", no_args_is_help=True)
 
@@ -90,23 +90,44 @@ def _to_trace(stored: StoredTrace) -> Trace:
     known = stored.reason in frozenset(Reason)
     reason = (Reason(stored.reason) if known else Reason.UNCERTAIN) if stored.reason else None
     weight = 1 / stored.sampling_probability
-    return Trace(stored.input, stored.teacher, stored.id, ts=stored.ts, weight=weight, reason=reason)
+    return Trace(
+        input=stored.input,
+        teacher=stored.teacher,
+        id=stored.id,
+        ts=stored.ts,
+        weight=weight,
+        reason=reason,
+        kind=stored.kind,
+        arguments=stored.arguments,
+    )
 
 
 def _to_stored(file: Path, project: str, traces: list[Trace]) -> Iterator[StoredTrace]:
     """Traces without an id get one made of what they say and how often it was said before: the same at every import."""
     now = time.time()
-    said: Counter[tuple[str, str]] = Counter()
+    said: Counter[tuple[str, Answer]] = Counter()
     for trace in traces:
         if trace.weight < 1:
             raise TraceError(f"{file}: a weight of {trace.weight}: the store takes weights of 1 and above only")
         name = trace.id
         if name is None:
-            times = said[trace.input, trace.teacher]
-            said[trace.input, trace.teacher] += 1
-            name = sha256("\0".join((project, trace.input, trace.teacher, str(times))).encode()).hexdigest()[:32]
+            pair = trace.input, trace.answer
+            parts = [project, trace.input, trace.teacher, str(said[pair])]
+            said[pair] += 1
+            # A plain text's id is what it was before there were kinds: an old file imported again still adds nothing.
+            if trace.kind is not AnswerKind.TEXT:
+                parts += [trace.kind.value, repr(trace.arguments)]
+            name = sha256("\0".join(parts).encode()).hexdigest()[:32]
         ts = now if trace.ts is None else trace.ts
         reason = trace.reason or ""
         yield StoredTrace(
-            name, project, trace.input, trace.teacher, ts, reason=reason, sampling_probability=1 / trace.weight
+            name,
+            project,
+            trace.input,
+            trace.teacher,
+            ts,
+            reason=reason,
+            sampling_probability=1 / trace.weight,
+            kind=trace.kind,
+            arguments=trace.arguments,
         )

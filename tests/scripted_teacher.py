@@ -3,12 +3,14 @@
     with ScriptedTeacher(label_of={"hello": "greeting"}.get) as teacher:
         openai.OpenAI(base_url=teacher.url, api_key="any")
 
-A call's behaviour is the `x-script` request header, or `teacher.script` where the call has none. Paths other than chat
-completions are echoed.
+A call's behaviour is the `x-script` request header, or `teacher.script` where the call has none. It holds for chat
+completions, responses and decisions; other paths are echoed. Under the script `openai` the teacher sends what OpenAI
+would send, files, embeddings and models included; `openai_answers` says how a label becomes an answer.
 """
 
 import asyncio
 import gzip
+import hashlib
 import socket
 import threading
 import time
@@ -20,6 +22,24 @@ from typing import Any, Self
 import orjson
 import uvicorn
 from starlette.types import Receive, Scope, Send
+
+from tests.openai_answers import (
+    DONE,
+    Said,
+    chat_chunks,
+    chat_completion,
+    decision,
+    input_text,
+    response,
+    response_events,
+    said,
+)
+from tests.openai_resources import Resources
+
+# Asked for an answer, by path.
+SURFACES = {"/chat/completions": "chat", "/responses": "responses", "/decisions": "decisions"}
+# What a body that is no question of its surface raises when it is read as one.
+_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError)
 
 Behaviour = Callable[["ScriptedTeacher", "Call", Receive, Send], Awaitable[None]]
 
@@ -53,9 +73,13 @@ class Call:
 
     @property
     def text(self) -> str:
-        """The last message's text."""
-        content = self.json["messages"][-1]["content"]
-        return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+        """The last message's text, or the input's."""
+        return input_text(self.json)
+
+    @property
+    def surface(self) -> str | None:
+        """`chat`, `responses` or `decisions` where the path is one's; None elsewhere."""
+        return next((surface for end, surface in SURFACES.items() if self.path.endswith(end)), None)
 
 
 class ScriptedTeacher:
@@ -66,11 +90,14 @@ class ScriptedTeacher:
         label_of: Callable[[str], str] = lambda _: "other",
         latency: float | Callable[[str], float] = 0.0,
         script: str = "answer",
+        answer_of: Callable[[str, Any], str] | None = None,
     ) -> None:
         self.label_of = label_of
+        self.answer_of = answer_of  # (text, body) -> label, where the answer hangs on more than the text
         self.latency = latency
         self.script = script
         self.calls: list[Call] = []
+        self.resources = Resources()
         self.arrived = threading.Event()  # a chat call has come in
         self.released = threading.Event()  # set it to let `hang` and `slow_stream` go on
         self.disconnected = threading.Event()  # a client left before its answer was complete
@@ -117,16 +144,25 @@ class ScriptedTeacher:
                 break
         call = Call(scope["method"], scope["raw_path"].decode(), scope["query_string"], tuple(scope["headers"]), body)
         self.calls.append(call)
-        if not call.path.endswith("/chat/completions"):
-            await _echo(self, call, receive, send)
+        script = call.header("x-script") or self.script
+        if call.surface is None:
+            await (_resource if script == "openai" else _echo)(self, call, receive, send)
             return
         self.arrived.set()
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         try:
-            await BEHAVIOURS[call.header("x-script") or self.script](self, call, receive, send)
+            await BEHAVIOURS[script](self, call, receive, send)
+        except _UNREADABLE:
+            await _respond(
+                send, 400, JSON + exact_headers(call), error_body(400, "invalid_request_error", "unreadable")
+            )
         finally:
             self._at_once -= 1
+
+    def label(self, call: Call) -> str:
+        """What this call is answered with."""
+        return self.label_of(call.text) if self.answer_of is None else self.answer_of(call.text, call.json)
 
     async def wait_out_latency(self, call: Call) -> None:
         """Sleep as long as this call's answer takes."""
@@ -178,7 +214,21 @@ def chunks(label: str, model: str) -> Iterator[bytes]:
         yield b"data: " + orjson.dumps(event) + b"\n\n"
 
 
-DONE = b"data: [DONE]\n\n"
+def exact_headers(call: Call) -> list[tuple[bytes, bytes]]:
+    """The headers that OpenAI adds to every answer."""
+    return [
+        (b"x-request-id", b"req_" + hashlib.sha256(call.body).hexdigest()[:32].encode()),
+        (b"openai-organization", b"org-scripted"),
+        (b"openai-processing-ms", b"12"),
+        (b"openai-version", b"2020-10-01"),
+        (b"x-ratelimit-limit-requests", b"5000"),
+        (b"x-ratelimit-remaining-requests", b"4999"),
+    ]
+
+
+def error_body(status: int, kind: str, code: str | None) -> bytes:
+    """An error in OpenAI's shape."""
+    return orjson.dumps({"error": {"message": f"scripted {status}", "type": kind, "param": None, "code": code}})
 
 
 class _Server(uvicorn.Server):
@@ -204,8 +254,34 @@ async def _respond(send: Send, status: int, headers: list[tuple[bytes, bytes]], 
     await _body(send, body)
 
 
+def _said(teacher: ScriptedTeacher, call: Call) -> Said:
+    return said(teacher.label(call), call.json)
+
+
 def _rendered(teacher: ScriptedTeacher, call: Call, **choice: Any) -> bytes:
-    return orjson.dumps(completion(teacher.label_of(call.text), call.json["model"], **choice))
+    """The whole answer, with a field nobody knows."""
+    if call.surface == "decisions":
+        return orjson.dumps(decision(teacher.label(call), call.json))
+    answer = _said(teacher, call)
+    if call.surface == "responses":
+        return orjson.dumps(response(answer, call.json) | {"x_unknown": {"kept": True}})
+    if answer.calls:
+        return orjson.dumps(chat_completion(answer, call.json) | {"x_unknown": {"kept": True}})
+    return orjson.dumps(completion(answer.text or "", call.json["model"], **choice))
+
+
+def _events(teacher: ScriptedTeacher, call: Call) -> list[bytes]:
+    """The answer as server-sent events, without what ends the stream."""
+    answer = _said(teacher, call)
+    if call.surface == "responses":
+        return list(response_events(answer, call.json))
+    if answer.calls:
+        return list(chat_chunks(answer, call.json))
+    return list(chunks(answer.text or "", call.json["model"]))
+
+
+def _end(call: Call) -> bytes:
+    return DONE if call.surface == "chat" else b""
 
 
 async def _answer(teacher: ScriptedTeacher, call: Call, _: Receive, send: Send) -> None:
@@ -214,18 +290,37 @@ async def _answer(teacher: ScriptedTeacher, call: Call, _: Receive, send: Send) 
         extra = [(b"x-request-id", b"req-scripted"), (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
         await _respond(send, 200, JSON + extra, _rendered(teacher, call))
         return
+    events = _events(teacher, call)
     await _start(send, 200, SSE)
-    for chunk in chunks(teacher.label_of(call.text), call.json["model"]):
-        await _body(send, chunk, more=True)
-    await _body(send, DONE)
+    for event in events:
+        await _body(send, event, more=True)
+    await _body(send, _end(call))
+
+
+async def _exact(teacher: ScriptedTeacher, call: Call, _: Receive, send: Send) -> None:
+    await teacher.wait_out_latency(call)
+    body, label = call.json, teacher.label(call)
+    if call.surface == "decisions":
+        await _respond(send, 200, JSON + exact_headers(call), orjson.dumps(decision(label, body)))
+        return
+    answer = said(label, body)
+    if not body.get("stream"):
+        whole = (chat_completion if call.surface == "chat" else response)(answer, body)
+        await _respond(send, 200, JSON + exact_headers(call), orjson.dumps(whole))
+        return
+    events = list((chat_chunks if call.surface == "chat" else response_events)(answer, body))
+    await _start(send, 200, SSE + exact_headers(call))
+    for event in events:
+        await _body(send, event, more=True)
+    await _body(send, _end(call))
 
 
 async def _slow_stream(teacher: ScriptedTeacher, call: Call, receive: Receive, send: Send) -> None:
-    first, *rest = chunks(teacher.label_of(call.text), call.json["model"])
+    first, *rest = _events(teacher, call)
     await _start(send, 200, SSE)
     await _body(send, first, more=True)
     if await teacher.wait_for_release(receive):
-        await _body(send, b"".join(rest) + DONE)
+        await _body(send, b"".join(rest) + _end(call))
 
 
 async def _hang(teacher: ScriptedTeacher, call: Call, receive: Receive, send: Send) -> None:
@@ -235,23 +330,23 @@ async def _hang(teacher: ScriptedTeacher, call: Call, receive: Receive, send: Se
 
 async def _cut_stream(teacher: ScriptedTeacher, call: Call, _: Receive, send: Send) -> None:
     await _start(send, 200, SSE)
-    await _body(send, next(chunks(teacher.label_of(call.text), call.json["model"])), more=True)
+    await _body(send, _events(teacher, call)[0], more=True)
     raise Cut
 
 
 async def _cut_after_done(teacher: ScriptedTeacher, call: Call, _: Receive, send: Send) -> None:
     await _start(send, 200, SSE)
-    await _body(send, b"".join(chunks(teacher.label_of(call.text), call.json["model"])) + DONE, more=True)
+    await _body(send, b"".join(_events(teacher, call)) + _end(call), more=True)
     raise Cut
 
 
 async def _no_done(teacher: ScriptedTeacher, call: Call, _: Receive, send: Send) -> None:
     await _start(send, 200, SSE)
-    await _body(send, b"".join(chunks(teacher.label_of(call.text), call.json["model"])))
+    await _body(send, b"".join(_events(teacher, call)))
 
 
 async def _stream_error(teacher: ScriptedTeacher, call: Call, _: Receive, send: Send) -> None:
-    first = next(chunks(teacher.label_of(call.text), call.json["model"]))
+    first = _events(teacher, call)[0]
     await _start(send, 200, SSE)
     await _body(send, first + b'data: {"error":{"message":"overloaded"}}\n\n' + DONE)
 
@@ -276,6 +371,18 @@ async def _rate_limited(_t: ScriptedTeacher, _c: Call, _r: Receive, send: Send) 
 
 async def _error(_t: ScriptedTeacher, _c: Call, _r: Receive, send: Send) -> None:
     await _respond(send, 500, JSON, b'{"error":{"message":"boom","type":"server_error","param":null,"code":null}}')
+
+
+def _refused(status: int, code: str) -> Behaviour:
+    async def behave(_t: ScriptedTeacher, _c: Call, _r: Receive, send: Send) -> None:
+        error = {"message": "Incorrect API key.", "type": "invalid_request_error", "param": None, "code": code}
+        await _respond(send, status, JSON, orjson.dumps({"error": error}))
+
+    return behave
+
+
+async def _raw(_t: ScriptedTeacher, _c: Call, _r: Receive, send: Send) -> None:
+    await _respond(send, 200, JSON, b"{}")
 
 
 async def _html(_t: ScriptedTeacher, _c: Call, _r: Receive, send: Send) -> None:
@@ -306,9 +413,32 @@ def _with_choice(**choice: Any) -> Behaviour:
 
 
 async def _two_choices(teacher: ScriptedTeacher, call: Call, _: Receive, send: Send) -> None:
-    answer = completion(teacher.label_of(call.text), call.json["model"])
+    answer = completion(teacher.label(call), call.json["model"])
     answer["choices"] *= 2
     await _respond(send, 200, JSON, orjson.dumps(answer))
+
+
+def _status(status: int, kind: str, code: str | None, *extra: tuple[bytes, bytes]) -> Behaviour:
+    async def behave(_t: ScriptedTeacher, call: Call, _r: Receive, send: Send) -> None:
+        await _respond(send, status, JSON + exact_headers(call) + list(extra), error_body(status, kind, code))
+
+    return behave
+
+
+async def _flaky(teacher: ScriptedTeacher, call: Call, receive: Receive, send: Send) -> None:
+    """Overloaded at the first asking of a question, and then no more."""
+    asked = sum(other.body == call.body for other in teacher.calls)
+    await (_overloaded if asked == 1 else _exact)(teacher, call, receive, send)
+
+
+_overloaded = _status(503, "server_error", "overloaded", (b"retry-after-ms", b"1"))
+
+
+async def _resource(teacher: ScriptedTeacher, call: Call, _receive: Receive, send: Send) -> None:
+    content_type = call.header("content-type") or ""
+    path = call.path.removeprefix("/v1/")
+    status, kind, body = teacher.resources.answer(call.method, path, content_type, call.body)
+    await _respond(send, status, [(b"content-type", kind.encode()), *exact_headers(call)], body)
 
 
 async def _echo(_: ScriptedTeacher, call: Call, _receive: Receive, send: Send) -> None:
@@ -319,6 +449,17 @@ async def _echo(_: ScriptedTeacher, call: Call, _receive: Receive, send: Send) -
 
 BEHAVIOURS: dict[str, Behaviour] = {
     "answer": _answer,
+    "openai": _exact,
+    "flaky": _flaky,
+    "status_400": _status(400, "invalid_request_error", "context_length_exceeded"),
+    "status_401": _status(401, "invalid_request_error", "invalid_api_key"),
+    "status_403": _status(403, "invalid_request_error", "unsupported_country_region_territory"),
+    "status_404": _status(404, "invalid_request_error", "model_not_found"),
+    "status_409": _status(409, "server_error", None),
+    "status_422": _status(422, "invalid_request_error", None),
+    "status_429": _status(429, "insufficient_quota", "insufficient_quota", (b"retry-after", b"7")),
+    "status_500": _status(500, "server_error", None),
+    "status_503": _status(503, "server_error", "overloaded", (b"retry-after", b"2"), (b"x-should-retry", b"false")),
     "slow_stream": _slow_stream,
     "hang": _hang,
     "cut_stream": _cut_stream,
@@ -329,6 +470,9 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "hang_up": _hang_up,
     "rate_limited": _rate_limited,
     "error": _error,
+    "unauthorized": _refused(401, "invalid_api_key"),
+    "forbidden": _refused(403, "unsupported_country_region_territory"),
+    "raw": _raw,  # says nothing of the body, which need not be JSON
     "html": _html,
     "redirect": _redirect,
     "gzip": _gzip,
@@ -345,4 +489,4 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "long": _with_choice(message={"content": "word " * 200}),
 }
 
-__all__ = ["BEHAVIOURS", "Call", "ScriptedTeacher", "chunks", "completion"]
+__all__ = ["BEHAVIOURS", "DONE", "Call", "ScriptedTeacher", "chunks", "completion"]

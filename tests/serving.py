@@ -15,6 +15,7 @@ from typing import Any, Self
 import uvicorn
 
 from gateway.app import create_app
+from gateway.server import server_config
 from gateway.services import Services
 from gateway.settings import Settings, build_settings
 
@@ -40,9 +41,8 @@ class ThreadedGateway:
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=2048)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self.base_url = f"{self.url}/v1"
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, date_header=False, timeout_graceful_shutdown=2
-        )
+        config = server_config(app, settings.server)
+        config.timeout_graceful_shutdown = 2
         self._server = _Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import frontier, scale, stream
+from bench import calibration, frontier, scale, stream
+from policies.policy import Policy
 from policies.types import Trace
+from tests.traces_maker import make_traces
 
 STAMP = {"cpu": "CPU", "cores": 2, "python": "3.11.7", "commit": "abc", "date": "2026-01-02T00:00:00+00:00"}
 
@@ -226,3 +228,21 @@ class _Encoder:
         assert threads >= 1
         self.calls += 1
         return np.array([[len(text)] for text in texts], np.float32)
+
+
+def test_calibration_knows_its_data_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both by default; an unknown one ends in one line on stderr."""
+    assert calibration.parse([]).sets == list(calibration.SETS)
+    with pytest.raises(SystemExit) as raised:
+        calibration.parse(["--sets", "banking78"])
+    assert raised.value.code == 2
+    assert "banking78" in capsys.readouterr().err
+
+
+def test_calibration_measures_what_the_policy_says(policy_folder: Path) -> None:
+    """One row: calls that can be scored, their agreement, and an error that is no larger than it can be."""
+    row = calibration.measure(Policy.load(policy_folder), [*make_traces(200, seed=3), Trace("", "refund")])
+    assert row["calls"] == 200
+    assert sum(rows for rows, _, _ in row["bins"]) == 200
+    assert abs(row["agreement"] - row["mean_probability"]) <= row["calibration_error"] + 1e-9 < 0.2
+    assert calibration.line({"set": "banking77", **row}).count("|") == len(calibration.HEAD) + 1

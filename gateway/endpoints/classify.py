@@ -3,20 +3,18 @@
 from typing import Any
 
 import orjson
-from starlette.types import Message
 
+from gateway.access import Caller
 from gateway.answer import JSON, SURROGATE_MODEL
 from gateway.asgi import new_id, send_bytes, tracer_headers
+from gateway.asking import ask
 from gateway.decide import Decision, deferred
-from gateway.endpoints.chat import PATH
 from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
 from gateway.errors import InvalidRequest, UpstreamUnreachable
-from gateway.headers import KEY_HEADERS
 from gateway.learn import Forwarded, learn
 from gateway.recognise import Recognised
-from gateway.relay import Client, Outcome, forward
-from gateway.upstream import UpstreamCall
-from gateway.wire import ChatRequest, parse_chat, parse_object
+from gateway.wire import ModelRequest, Surface, parse_chat, parse_object
+from policies.types import Answer, AnswerKind
 
 
 class Classify(Endpoint):
@@ -29,12 +27,13 @@ class Classify(Endpoint):
     async def serve(self, exchange: Exchange) -> None:
         """Answer one call."""
         project = self.services.recogniser.named(exchange.scope["path_params"]["project"], "project")
+        self.admit(exchange, project)
         body = parse_object(await self.body(exchange))
         text = body.get("input")
         if type(text) is not str:
             raise InvalidRequest("'input' should be a string.", param="input")
         call_id = new_id()
-        decision = await self._decide(project, text)
+        decision = await self._decide(project, text, exchange.caller)
         self.count(project, decision)
         exchange.headers = tracer_headers(project, decision, call_id)
         request = None if decision.label is not None else self._question(project, text, body.get("messages"))
@@ -45,7 +44,7 @@ class Classify(Endpoint):
         upstream = self.services.upstream_of(project)
         found = Recognised(project, text if self.services.recogniser.flaw(text) is None else None)
         call = Forwarded(call_id, found, decision, request, request.model, upstream)
-        outcome = await self._ask(exchange, call)
+        outcome = await ask(self.services, exchange, upstream, Surface.CHAT, request.raw)
         exchange.headers = [*exchange.headers, (b"x-tracer-upstream", outcome.upstream.encode())]
         if outcome.copy is None:
             raise UpstreamUnreachable(
@@ -55,15 +54,23 @@ class Classify(Endpoint):
             content_type = dict(outcome.headers).get(b"content-type", JSON)
             await send_bytes(exchange.send, outcome.status, content_type, bytes(outcome.copy), exchange.headers)
             return
-        label = learn(self.services, call, outcome)
+        answer = learn(self.services, call, outcome)
+        label = None if answer is None else self._label(project, answer)
         await answer_json(exchange, _answer(decision, label, request.model, body))
 
-    async def _decide(self, project: str, text: str) -> Decision:
-        serving = self.services.registry.serving(project)
+    async def _decide(self, project: str, text: str, caller: Caller) -> Decision:
+        serving = self.serving(project, caller)
         flaw = self.services.recogniser.flaw(text)
         return await self.services.decider.decide(serving, text) if flaw is None else deferred(serving, flaw)
 
-    def _question(self, project: str, text: str, messages: Any) -> ChatRequest | None:
+    def _label(self, project: str, answer: Answer) -> str | None:
+        """The policy's name for the teacher's answer, or else its text; None where it is no label."""
+        if answer.kind is AnswerKind.OTHER:
+            return None
+        policy = self.services.registry.serving(project).policy
+        return (None if policy is None else policy.label_of(answer)) or answer.text
+
+    def _question(self, project: str, text: str, messages: Any) -> ModelRequest | None:
         """The chat call that asks the teacher, or None where nobody is to be asked."""
         settings = self.services.settings
         asked = settings.projects[project]
@@ -73,13 +80,6 @@ class Classify(Endpoint):
             return None
         return parse_chat(orjson.dumps({"model": asked.teacher, "messages": messages}))
 
-    async def _ask(self, exchange: Exchange, call: Forwarded) -> Outcome:
-        # Of the client's headers only its key belongs to the teacher's call: the body is ours.
-        key = [(name, value) for name, value in exchange.scope["headers"] if name in KEY_HEADERS]
-        headers = [(b"content-type", JSON), (b"accept", JSON), *key]
-        asked = UpstreamCall("POST", PATH, b"", headers, call.request.raw)
-        return await forward(call.upstream, asked, Client(exchange.receive, _discard), [], self.metrics, copied=True)
-
 
 def _answer(decision: Decision, label: str | None, model: str | None, body: dict[str, Any]) -> dict[str, Any]:
     score = 0.0 if decision.accept_score is None else decision.accept_score
@@ -87,7 +87,3 @@ def _answer(decision: Decision, label: str | None, model: str | None, body: dict
     if body.get("explain"):
         found |= {"reason": decision.reason, "policy": decision.policy_version}
     return found
-
-
-async def _discard(_: Message) -> None:
-    """A client that is answered in another shape than the teacher's."""

@@ -2,14 +2,19 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.types import Receive, Scope, Send
 
+from gateway.access import ANYBODY, Caller
 from gateway.asgi import LOCAL_HEADERS, Headers, header, read_body, send_error, send_json
 from gateway.decide import Decision
-from gateway.errors import AnswerableError, ClientGone
+from gateway.errors import AnswerableError, ClientGone, ProjectNotAllowed, UnknownProject, UnsupportedEncoding
+from gateway.registry import Serving
 from gateway.services import Services
+from policies.types import Reason
+
+_UNKNOWN_KEY = Serving(None, Reason.KEY)
 
 
 @dataclass(slots=True)
@@ -20,43 +25,87 @@ class Exchange:
     receive: Receive
     send: Send
     headers: Headers
+    caller: Caller = ANYBODY
 
     @property
     def project_header(self) -> str | None:
         """The value of x-tracer-project."""
         return header(self.scope, b"x-tracer-project")
 
+    @property
+    def encoded(self) -> bool:
+        """Whether the body is compressed. Nothing of a client's is inflated here: it may be a bomb."""
+        return (header(self.scope, b"content-encoding") or "identity").lower() != "identity"
+
 
 class Endpoint(ABC):
-    """An ASGI endpoint: `serve` answers, and what it raises on purpose is answered here."""
+    """An ASGI endpoint: `serve` answers, and what it raises on purpose is answered here.
+
+    Callers are checked before anything of the body is read, but where an endpoint is `public`.
+    """
+
+    public: ClassVar[bool] = False
 
     def __init__(self, services: Services) -> None:
         self.services = services
         self.metrics = services.metrics
         self._limit = services.settings.server.max_body_bytes
+        self._body_seconds = services.settings.server.request_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
         exchange = Exchange(scope, receive, send, LOCAL_HEADERS)
         try:
+            if not self.public:
+                exchange.caller = self.services.access.enter(scope)
             await self.serve(exchange)
         except ClientGone:
             self.metrics.disconnects.inc()
         except AnswerableError as error:
+            if isinstance(error, UnknownProject) and exchange.caller.projects is not None:
+                error = _not_allowed(exchange.caller, None)  # whose key is for some is not told of the others
             self.metrics.errors.labels(error.code).inc()
-            await send_error(send, error, exchange.headers)
+            await send_error(send, error, [*_closing(scope), *exchange.headers])
 
     @abstractmethod
     async def serve(self, exchange: Exchange) -> None:
         """Answer one call, or raise AnswerableError before anything has been sent."""
 
     async def body(self, exchange: Exchange) -> bytes:
-        """The request's body, within the limit."""
-        return await read_body(exchange.scope, exchange.receive, self._limit)
+        """The request's body, within the limit and not compressed."""
+        if exchange.encoded:
+            raise UnsupportedEncoding("The body is compressed; send it as it is.")
+        return await read_body(exchange.scope, exchange.receive, self._limit, self._body_seconds)
+
+    def admit(self, exchange: Exchange, project: str | None) -> None:
+        """Raise ProjectNotAllowed where the caller may not use a project, or calls of none (None)."""
+        if not exchange.caller.may_use(project):
+            raise _not_allowed(exchange.caller, project)
+
+    def serving(self, project: str, caller: Caller) -> Serving:
+        """What a project serves to this caller: nothing (Reason.KEY) until its upstream has accepted the caller's key.
+
+        Nothing is scored then, so that a stranger learns no score, and the calls deferred are a fair sample.
+        """
+        serving = self.services.registry.serving(project)
+        if serving.policy is None or self.services.access.accepts(self.services.settings.upstream_of(project), caller):
+            return serving
+        return _UNKNOWN_KEY
 
     def count(self, project: str, decision: Decision) -> None:
         """Count a project's call under its lane and reason."""
         self.metrics.requests.labels(project, decision.lane, decision.reason or "").inc()
+
+
+def _not_allowed(caller: Caller, project: str | None) -> ProjectNotAllowed:
+    allowed = ", ".join(sorted(caller.projects or ())) or "none"
+    what = "calls of no project" if project is None else f"the project {project!r}"
+    return ProjectNotAllowed(f"This key may not be used for {what}. Its projects: {allowed}.")
+
+
+def _closing(scope: Scope) -> Headers:
+    # A client that was to wait for a 100 may now send its body or leave it: only a new connection tells the two apart.
+    return [] if header(scope, b"expect") is None else [(b"connection", b"close")]
 
 
 async def answer_json(exchange: Exchange, value: Any) -> None:

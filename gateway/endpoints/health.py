@@ -12,6 +12,8 @@ from gateway.registry import Serving
 class Liveness(Endpoint):
     """`/healthz`: the event loop turns."""
 
+    public = True
+
     async def serve(self, exchange: Exchange) -> None:
         """Answer."""
         await answer_json(exchange, {"status": "ok"})
@@ -21,6 +23,8 @@ class Readiness(Endpoint):
     """`/readyz`: settings and policies have been read. Never asks the teacher or the store: their outage is no reason
     to take every gateway out of service."""
 
+    public = True
+
     async def serve(self, exchange: Exchange) -> None:
         """Answer; the socket opens only when everything has started."""
         await answer_json(exchange, {"status": "ready"})
@@ -28,6 +32,8 @@ class Readiness(Endpoint):
 
 class MetricsPage(Endpoint):
     """`/metrics` in Prometheus text format."""
+
+    public = True
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer."""
@@ -37,6 +43,8 @@ class MetricsPage(Endpoint):
 
 class Health(Endpoint):
     """`/health`: the default project in the keys of `tracer-llm`, and every project by name."""
+
+    public = True
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer."""

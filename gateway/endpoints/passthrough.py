@@ -10,19 +10,31 @@ from gateway.relay import Client, forward
 from gateway.upstream import UpstreamCall
 
 
-class Passthrough(Endpoint):
-    """The ASGI endpoint, for every method."""
+class Relaying(Endpoint):
+    """An endpoint that can relay a call untouched, as one of no project."""
 
-    async def serve(self, exchange: Exchange) -> None:
-        """Relay one call."""
+    async def relay(self, exchange: Exchange) -> None:
+        """Relay one call, its body unread."""
         exchange.headers = RELAYED_HEADERS
+        self.admit(exchange, None)
         self.metrics.requests.labels("", Lane.TEACHER, "").inc()
         upstream = self.services.upstream_of(None)
         scope = exchange.scope
         client = Client(exchange.receive, exchange.send)
         body = client.upload() if _has_body(scope) else b""
         call = UpstreamCall(scope["method"], _path(scope), scope["query_string"], scope["headers"], body)
-        await forward(upstream, call, client, exchange.headers, self.metrics)
+        outcome = await forward(upstream, call, client, exchange.headers, self.metrics, self.services.places)
+        if outcome.status >= 400:
+            # A yes counts only where keys are surely checked, which not every path does; a no counts everywhere.
+            self.services.access.learned(outcome.upstream, exchange.caller, outcome.status)
+
+
+class Passthrough(Relaying):
+    """The ASGI endpoint, for every method."""
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Relay one call."""
+        await self.relay(exchange)
 
 
 def _path(scope: Scope) -> str:

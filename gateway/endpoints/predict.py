@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gateway.asgi import batch_headers, new_id, tracer_headers
 from gateway.decide import Decision, deferred
 from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, TooManyRows
 from gateway.registry import Serving
 from gateway.services import Services
 from gateway.wire import parse_object
@@ -27,7 +27,8 @@ class Predict(Endpoint):
         """Answer one call."""
         body = parse_object(await self.body(exchange))
         project = project_of(self.services, exchange, body)
-        serving = self.services.registry.serving(project)
+        self.admit(exchange, project)
+        serving = self.serving(project, exchange.caller)
         key, given = _one_of(body, "embedding", "input")
         value = _text(given, key) if key == "input" else _rows([given], key, serving)[0]
         decision = await self._decide(serving, value)
@@ -52,11 +53,15 @@ class PredictBatch(Predict):
         """Answer one call."""
         body = parse_object(await self.body(exchange))
         project = project_of(self.services, exchange, body)
-        serving = self.services.registry.serving(project)
+        self.admit(exchange, project)
+        serving = self.serving(project, exchange.caller)
         key, given = _one_of(body, "embeddings", "inputs")
         exchange.headers = batch_headers(project, serving.version)
         if type(given) is not list:
             raise InvalidRequest(f"{key!r} should be an array.", param=key)
+        if len(given) > self.services.settings.server.max_batch_rows:
+            most = self.services.settings.server.max_batch_rows
+            raise TooManyRows(f"{key!r} has {len(given)} rows; the limit is {most}.", param=key)
         if key == "inputs" and serving.policy is not None and serving.policy.slow:
             decisions = await self._decide_slowly(serving, [_text(item, key) for item in given])
         elif len(given) > _ROWS_ON_LOOP:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.decide import Decision
 from policies.store import Store
-from policies.types import StoredTrace
+from policies.types import AnswerKind, StoredTrace
 from tests.scripted_teacher import ScriptedTeacher
 from tests.serving import ThreadedGateway, make_settings
 
@@ -131,7 +131,7 @@ def test_whether_learning_is_allowed_is_the_upstreams_setting(
         ("tracer/weak", "hello", "refused"),
         ("tracer/bank", " ", "empty"),
         ("tracer/bank", None, "no_input"),
-        ("tracer/bank", [{"type": "image_url", "image_url": {"url": "x"}}], "unsupported"),
+        ("tracer/bank", [{"type": "image_url", "image_url": {"url": "x"}}], "image"),
         ("tracer/bank", "x" * 20_000, "too_long"),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_conversation_and_a_foreign_parameter_defer_and_are_not_learned(
         {"role": "user", "content": handled_text},
     ]
     assert _chat(gateway, None, messages=turns).headers["x-tracer-reason"] == "conversation"
-    assert _chat(gateway, handled_text, n=2).headers["x-tracer-reason"] == "unsupported"
+    assert _chat(gateway, handled_text, n=2).headers["x-tracer-reason"] == "n"
     assert _stored(gateway) == []
 
 
@@ -324,11 +324,8 @@ def test_a_compressed_answer_is_relayed_compressed_and_learned(
 @pytest.mark.parametrize(
     "script",
     [
-        "refusal",
-        "tool_call",
         "truncated",
         "empty",
-        "long",
         "two_choices",
         "html",
         "error",
@@ -351,6 +348,30 @@ def test_what_is_no_complete_answer_is_relayed_and_not_learned(
     ) as answer:
         assert len(list(answer.iter_raw())) >= (0 if script == "redirect" else 1)
     assert _stored(gateway) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "said", "arguments"),
+    [
+        ("refusal", AnswerKind.OTHER, "I cannot help with that.", None),
+        ("long", AnswerKind.OTHER, ("word " * 200)[:512], None),
+        ("tool_call", AnswerKind.TOOL, "f", ""),
+    ],
+)
+def test_whole_answers_that_are_no_text_are_recorded_as_what_they_are(
+    gateway: ThreadedGateway,
+    teacher: ScriptedTeacher,
+    deferred_text: str,
+    script: str,
+    kind: AnswerKind,
+    said: str,
+    arguments: str | None,
+) -> None:
+    """A certificate that left them out would promise too much."""
+    teacher.script = script
+    _chat(gateway, deferred_text)
+    (trace,) = _stored(gateway)
+    assert (trace.kind, trace.teacher, trace.arguments) == (kind, said, arguments)
 
 
 def test_handled_and_deferred_calls_do_not_wait_for_each_other(

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from policies.store import Store
-from policies.types import StoredTrace
+from policies.types import AnswerKind, StoredTrace
 from tests.scripted_teacher import ScriptedTeacher
 from tests.serving import ThreadedGateway, make_settings
 
@@ -101,10 +101,10 @@ def test_without_a_prompt_a_deferred_call_has_no_label(
 def test_an_answer_that_is_no_label_leaves_it_null(
     gateway: ThreadedGateway, teacher: ScriptedTeacher, deferred_text: str
 ) -> None:
-    """A refusal is not a label, and not a trace."""
+    """A refusal is not a label; it is recorded as what it is."""
     teacher.script = "refusal"
     assert _classify(gateway, deferred_text).json()["label"] is None
-    assert _stored(gateway) == []
+    assert [trace.kind for trace in _stored(gateway)] == [AnswerKind.OTHER]
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from gateway.errors import UnknownProject
-from gateway.recognise import Recognised, Recogniser, has_room, instructions, prompt_fingerprint
+from gateway.recognise import Recognised, Recogniser, instructions, prompt_fingerprint
 from gateway.settings import build_settings
-from gateway.wire import ChatRequest, parse_chat
+from gateway.wire import ModelRequest, parse_chat
 from policies.types import Reason
 
 SYSTEM = {"role": "system", "content": "Sort it."}
 USER = {"role": "user", "content": "where is my card?"}
 
 
-def _request(*messages: Any, model: str = "tracer/bank", **fields: Any) -> ChatRequest:
+def _request(*messages: Any, model: str = "tracer/bank", **fields: Any) -> ModelRequest:
     return parse_chat(json.dumps({"model": model, "messages": messages or (SYSTEM, USER)} | fields).encode())
 
 
@@ -25,7 +25,7 @@ def _recogniser(server: dict[str, Any] | None = None, **project: Any) -> Recogni
     return Recogniser(build_settings(tree, {}))
 
 
-def _found(request: ChatRequest, header: str | None = None, **project: Any) -> Recognised | None:
+def _found(request: ModelRequest, header: str | None = None, **project: Any) -> Recognised | None:
     return _recogniser(**project).recognise(request, header)
 
 
@@ -88,7 +88,10 @@ def test_an_unknown_project_is_an_error_that_lists_the_known_ones(model: str, he
         ([SYSTEM, {"role": "user", "content": ""}], Reason.EMPTY),
         ([SYSTEM, {"role": "user", "content": " \n"}], Reason.EMPTY),
         ([SYSTEM, {"role": "user", "content": 7}], Reason.UNSUPPORTED),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], Reason.UNSUPPORTED),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], Reason.IMAGE),
+        ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], Reason.AUDIO),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "file", "file": {}}]}], Reason.FILE),
+        ([{"role": "user", "content": [{"type": "hologram"}]}], Reason.UNSUPPORTED),
         ([{"role": "user", "content": "x", "audio": {"id": "a"}}], Reason.UNSUPPORTED),
         ([USER, USER], Reason.CONVERSATION),
         ([SYSTEM, USER, {"role": "assistant", "content": "ok"}, USER], Reason.CONVERSATION),
@@ -118,98 +121,6 @@ def test_the_length_limit_is_a_setting() -> None:
     request = _request({"role": "user", "content": "four"})
     assert _recogniser({"max_input_chars": 3}).recognise(request, None) == Recognised("bank", None, Reason.TOO_LONG)
     assert _recogniser({"max_input_chars": 4}).recognise(request, None) == Recognised("bank", "four")
-
-
-HONOURED: dict[str, Any] = {
-    "temperature": 0,
-    "top_p": 0.5,
-    "seed": 7,
-    "user": "u1",
-    "metadata": {"a": "b"},
-    "stream": True,
-    "n": 1,
-    "max_tokens": 5,
-    "max_completion_tokens": 32,
-    "logprobs": False,
-    "store": False,
-    "response_format": {"type": "text"},
-    "modalities": ["text"],
-    "frequency_penalty": 0.1,
-    "presence_penalty": -0.1,
-    "service_tier": "auto",
-    "reasoning_effort": "low",
-    "safety_identifier": "s",
-    "prompt_cache_key": "k",
-    "stop": None,
-    "tools": None,
-    "top_logprobs": None,
-}
-
-
-@pytest.mark.parametrize("key", HONOURED)
-def test_parameters_that_cannot_change_a_label_are_honoured(key: str) -> None:
-    """The call is decided on."""
-    found = _found(_request(**{key: HONOURED[key]}))
-    assert found is not None
-    assert found.reason is None
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"n": 2},
-        {"n": True},
-        {"logprobs": True},
-        {"top_logprobs": 3},
-        {"tools": []},
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"functions": [{"name": "f"}]},
-        {"tool_choice": "auto"},
-        {"response_format": {"type": "json_object"}},
-        {"response_format": {"type": "json_schema", "json_schema": {}}},
-        {"modalities": ["text", "audio"]},
-        {"audio": {"voice": "alloy"}},
-        {"max_tokens": 0},
-        {"max_completion_tokens": -1},
-        {"max_tokens": "64"},
-        {"stop": ["\n"]},
-        {"store": True},
-        {"logit_bias": {"1": 2}},
-        {"temperature": "hot"},
-        {"stream": "yes"},
-        {"stream_options": {"include_usage": True}},
-        {"user": 3},
-        {"a_parameter_of_2031": 1},
-        {"a_parameter_of_2031": None},
-    ],
-)
-def test_parameters_a_label_cannot_honour_defer(fields: dict[str, Any]) -> None:
-    """So does one that does not exist yet, and one of a wrong type: the teacher knows what to say."""
-    assert _found(_request(**fields)) == Recognised("bank", None, Reason.UNSUPPORTED)
-
-
-@pytest.mark.parametrize(
-    ("fields", "label", "fits"),
-    [
-        ({}, "x" * 500, True),
-        ({"max_tokens": 6}, "refund", True),
-        ({"max_tokens": 5}, "refund", False),
-        ({"max_completion_tokens": 5, "max_tokens": 500}, "refund", False),
-        ({"max_completion_tokens": 32}, "x" * 33, False),
-        ({"max_tokens": 3}, "é", True),
-        ({"max_tokens": 1}, "é", False),
-    ],
-)
-def test_a_label_that_a_token_limit_could_cut_does_not_fit(fields: dict[str, Any], label: str, fits: bool) -> None:
-    """A token is at least a byte, so a limit of as many tokens is enough."""
-    assert has_room(_request(**fields), label) is fits
-
-
-def test_stream_options_are_honoured_in_a_stream() -> None:
-    """Only there do they mean anything."""
-    found = _found(_request(stream=True, stream_options={"include_usage": True}))
-    assert found is not None
-    assert found.text == USER["content"]
 
 
 def test_instructions_are_the_leading_system_and_developer_messages() -> None:

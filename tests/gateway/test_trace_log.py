@@ -19,7 +19,7 @@ import pytest
 from gateway.metrics import Metrics
 from gateway.trace_log import TraceLog
 from policies.store import Store
-from policies.types import StoredTrace
+from policies.types import AnswerKind, StoredTrace
 from tests.postgres import Postgres, running_postgres
 
 ROOT = Path(__file__).parents[2]
@@ -304,6 +304,28 @@ async def test_spool_of_an_earlier_process(broken: str, url: str, spool: Path) -
     await log.log.stop()
     assert stored_ids(url) == ids(1, 2, 3)
     assert log.counts() == (3, 0, 5)
+
+
+async def test_spool_of_an_older_version(broken: str, url: str, spool: Path) -> None:
+    """Its traces have no kind: they are texts. Kinds and arguments of this version come through as they were."""
+    before = Log(broken, spool)
+    await before.log.start()
+    before.record(1)
+    await before.log.stop()
+    row = orjson.loads(spool.read_bytes())
+    call = row | {"id": "call", "kind": "tool", "arguments": '{"a":  1}'}
+    old = {key: value for key, value in row.items() if key not in {"kind", "arguments"}}
+    wrong = [row | {"id": "wrong", "kind": 5}, row | {"id": "wrong", "arguments": {}}]
+    spool.write_bytes(b"\n".join(map(orjson.dumps, [old, call, *wrong])) + b"\n")
+    log = Log(url, spool)
+    await log.log.start()
+    await until(lambda: spool.stat().st_size == 0)
+    await log.log.stop()
+    store = Store.open(url)
+    found = {trace.id: (trace.kind, trace.arguments) for trace in store.traces()}
+    store.close()
+    assert found == {row["id"]: (AnswerKind.TEXT, None), "call": (AnswerKind.TOOL, '{"a":  1}')}
+    assert log.counts() == (2, 0, 2)
 
 
 async def test_appending_after_a_half_line(broken: str, url: str, spool: Path) -> None:

@@ -54,6 +54,25 @@ def test_an_edited_threshold_is_noticed(folder: Path) -> None:
         Policy.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("answers", {}), ("answers", None), ("input_form", {"prefix": "x"}), ("answers", "drop one")],
+)
+def test_forms_that_are_none_are_refused(folder: Path, key: str, value: object) -> None:
+    """A manifest with a right checksum and without an answer for every label is damaged all the same."""
+    path = folder / "manifest.json"
+    body = orjson.loads(path.read_bytes())
+    if value == "drop one":
+        body["answers"]["answers"].popitem()
+    else:
+        body[key] = value
+    bare = {name: item for name, item in body.items() if name != "checksum"}
+    body["checksum"] = hashlib.sha256(orjson.dumps(bare, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    path.write_bytes(orjson.dumps(body))
+    with pytest.raises(PolicyDamaged):
+        Policy.load(folder)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"schema_version": 99}', b'{"schema_version": 1}'])
 def test_a_manifest_that_is_none_is_refused(folder: Path, content: bytes) -> None:
     """Half a file, another type, another schema version: damaged, and never a crash."""

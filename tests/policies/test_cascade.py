@@ -16,6 +16,7 @@ from policies.encoders import TransformerEncoder
 from policies.errors import FitError, PolicyDamaged
 from policies.evaluation import evaluate
 from policies.fitting import fit_policy, update_policy
+from policies.measuring import early_threshold
 from policies.policy import Policy
 from policies.settings import FitConfig
 from policies.types import Reason
@@ -83,6 +84,38 @@ def test_the_encoder_is_asked_only_for_what_is_undecided(cascade: Path, monkeypa
     assert empty is not None
     assert long is not None
     assert (empty.reason, long.reason) == (Reason.EMPTY, Reason.TOO_LONG)
+
+
+def test_probabilities_come_from_the_stage_that_answers_or_the_last(cascade: Path) -> None:
+    """The likeliest label is what that stage would say, with at least its accept score."""
+    policy = Policy.load(cascade)
+    stages = set()
+    for trace in make_traces(200, seed=8, blur=0.25):
+        decision, found = policy.decide(trace.input), policy.probabilities(trace.input)
+        assert found is not None
+        first, probability = next(iter(found.items()))
+        assert first == decision.guess
+        assert probability == pytest.approx(decision.accept_score) or (decision.accept_score < probability <= 0.5)
+        stages.add(decision.stage)
+    assert stages == {-1, 0, 1}
+
+
+def test_more_agreement_moves_both_stages(cascade: Path) -> None:
+    """One row of the frontier has a threshold a stage, tied by the same rule as the certificate's."""
+    policy = Policy.load(cascade)
+    row = next(row for row in policy.manifest.frontier if row.target > 0.85)
+    first, last = row.thresholds
+    assert first is not None
+    assert last is not None
+    assert first == pytest.approx(early_threshold(last))
+    stages = set()
+    for trace in make_traces(400, seed=8, blur=0.25):
+        found, quick = policy.decide(trace.input, row.target), policy.decide_quickly(trace.input, row.target)
+        assert quick is None or quick == found
+        if found.handled:
+            assert found.accept_score >= (first, last)[found.stage]
+            stages.add(found.stage)
+    assert stages == {0, 1}
 
 
 def test_versions_share_the_encoder(encoder: Path, tmp_path: Path) -> None:

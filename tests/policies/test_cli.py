@@ -40,7 +40,7 @@ def fit_output(folder: Path) -> dict[str, Any]:
 def test_fit_prints_one_json_object_with_the_promised_keys(fit_output: dict[str, Any], folder: Path) -> None:
     """The keys of the format are all there, and the folder is where it was asked for."""
     promised = "method refused reason target confidence coverage teacher_agreement teacher_agreement_lower"
-    promised += " n_traces n_labels policy seconds"
+    promised += " n_traces n_labels policy seconds answers inputs"
     assert set(promised.split()) <= set(fit_output)
     assert fit_output["refused"] is False
     assert fit_output["target"] == 0.85
@@ -63,6 +63,8 @@ def test_report_shows_certificate_and_frontier(fit_output: dict[str, Any], folde
     """For people as tables, for programs as JSON."""
     text = _tracer("report", "--policy", folder / "policy").stdout
     assert "certified" in text
+    assert "answers: plain text" in text
+    assert "inputs: read whole" in text
     assert "Frontier" in text
     found = json.loads(_tracer("report", "--policy", folder / "policy", "--json").stdout)
     assert found["manifest"]["certificate"]["target"] == fit_output["target"]
@@ -131,6 +133,24 @@ def test_label_text_with_markup_does_not_break_the_output(tmp_path: Path) -> Non
     write(tmp_path / "t.jsonl", traces)
     _tracer("fit", tmp_path / "t.jsonl", "--target", "0.8", "--out", tmp_path / "p")
     assert "[refund]" in _tracer("report", "--policy", tmp_path / "p").stdout
+
+
+def test_forms_are_shown_in_words(tmp_path: Path) -> None:
+    """What the answers are, which part of an input is read, what was merged; and merging can be turned off."""
+    label = {trace.teacher: f'{{"intent": "{trace.teacher}", "v": 1}}' for trace in make_traces(100)}
+    traces = [Trace(f"Sort this message:\n{t.input}\n", label[t.teacher]) for t in make_traces(400)]
+    path = write(tmp_path / "t.jsonl", traces)
+    text = _tracer("fit", path, "--target", "0.8", "--out", tmp_path / "p").stdout
+    assert "answers: JSON objects, label at 'intent', other fields constant\n" in text
+    assert "inputs: the part after 'Sort this message:\\n' and before '\\n'\n" in text
+    spelled = [Trace(t.input, t.teacher if i % 9 else f"{t.teacher}.") for i, t in enumerate(make_traces(400))]
+    path = write(tmp_path / "s.jsonl", spelled)
+    assert " also stands for " in _tracer("fit", path, "--target", "0.8", "--out", tmp_path / "q").stdout
+    done = _tracer("fit", path, "--target", "0.8", "--out", tmp_path / "q", "--no-merge-labels", "--json")
+    assert json.loads(done.stdout)["n_labels"] == 16
+    found = json.loads(_tracer("report", "--policy", tmp_path / "q", "--json").stdout)
+    assert found["manifest"]["settings"]["merge_labels"] is False
+    assert found["manifest"]["answers"]["merging"] is False
 
 
 def test_help_lists_every_command() -> None:

@@ -7,11 +7,11 @@ import pytest
 
 from policies.acceptor import Table, describe
 from policies.errors import ExportError, PolicyDamaged
-from policies.export import Fitted, build_graph, check_graph
+from policies.export import Fitted, build_graph, check_graphs
 from policies.learning import Learned, learn
-from policies.session import open_session, run_session
+from policies.session import open_session, run_fully, run_session
 from policies.settings import FitConfig
-from policies.surrogates import SoftmaxModel
+from policies.surrogates import SoftmaxModel, softmax
 from tests.traces_maker import make_traces
 
 
@@ -26,7 +26,7 @@ def learned(request: pytest.FixtureRequest) -> Learned:
 def _fitted(learned: Learned) -> tuple[Fitted, Table, np.ndarray]:
     """The one stage, its table of all traces, and its logit gaps."""
     assert learned.reading is not None
-    stage, found = learned.reading.stages[0], learned.measurements[0].stages[0]
+    stage, found = learned.reading.stages[0], learned.measurements[0].stages[0].heads[0]
     scores = found.models[0].scores(stage.features)
     ordered = np.sort(scores.logits, axis=1)
     fitted = Fitted(stage.reader, found.models[0], found.acceptor, found.guard)
@@ -50,6 +50,18 @@ def test_graph_and_model_give_the_same_numbers(learned: Learned) -> None:
         assert value == pytest.approx(guard[i], abs=1e-3)
 
 
+def test_the_graph_gives_the_surrogates_softmax_to_who_asks(learned: Learned) -> None:
+    """The probabilities of all labels are those of the fitted model's logits, and the other outputs stay the same."""
+    fitted, _, _ = _fitted(learned)
+    assert learned.reading is not None
+    expected = softmax(fitted.surrogate.scores(learned.reading.stages[0].features).logits[:, None])[:, 0]
+    session = open_session(build_graph(fitted))
+    for i, row in enumerate(_inputs(learned)):
+        *scored, found = run_fully(session, row)
+        assert tuple(scored) == run_session(session, row)
+        np.testing.assert_allclose(found, expected[i], atol=1e-4)
+
+
 def test_a_graph_of_another_model_is_noticed(learned: Learned) -> None:
     """The check compares decisions, so a graph with other weights does not pass."""
     fitted, table, gaps = _fitted(learned)
@@ -57,9 +69,9 @@ def test_a_graph_of_another_model_is_noticed(learned: Learned) -> None:
     assert isinstance(surrogate, SoftmaxModel)
     lexical = None if surrogate.lexical is None else -surrogate.lexical
     other = replace(fitted, surrogate=replace(surrogate, dense=-surrogate.dense, lexical=lexical))
-    check_graph(build_graph(fitted), _inputs(learned), fitted, (table, gaps), [0.5, 0.9])
+    check_graphs([build_graph(fitted)], _inputs(learned), [fitted], [(table, gaps)], [0.5, 0.9])
     with pytest.raises(ExportError, match="row"):
-        check_graph(build_graph(other), _inputs(learned), fitted, (table, gaps), [0.5])
+        check_graphs([build_graph(other)], _inputs(learned), [fitted], [(table, gaps)], [0.5])
 
 
 def test_bytes_that_are_no_graph_are_damage() -> None:

@@ -14,7 +14,7 @@ from policies.evaluation import evaluate
 from policies.fitting import fit_policy, update_policy
 from policies.policy import Policy
 from policies.settings import FitConfig
-from policies.types import Reason, Trace
+from policies.types import Answer, AnswerKind, Reason, Trace
 from tests.data import dataset
 from tests.traces_maker import LABELS, make_traces
 
@@ -119,7 +119,8 @@ def test_a_task_where_the_majority_label_would_pass_is_refused(tmp_path: Path) -
         ([replace(trace, teacher="only") for trace in make_traces(200)], "same label"),
         ([Trace(f"text {i}", f"label {i}") for i in range(200)], "fewer than two labels"),
         ([Trace("the same text", f"label {i % 2}") for i in range(200)], "inputs are the same"),
-        ([replace(t, teacher=("Loan", "loan")[i % 2]) for i, t in enumerate(make_traces(200))], "'Loan' and 'loan'"),
+        ([replace(t, teacher=("Loan", "loan")[i % 2]) for i, t in enumerate(make_traces(200))], "same label"),
+        ([replace(t, kind=AnswerKind.OTHER) for t in make_traces(200)], "no answer has a form"),
         ([Trace(f"text {i}", f"label {i % 10_000}") for i in range(60_000)], "10000 different labels"),
         ([Trace(f"text number {i} of many", f"label {i // 2}") for i in range(200)], "fixed labels"),
     ],
@@ -130,6 +131,119 @@ def test_what_cannot_be_learned_is_refused_with_its_reason(tmp_path: Path, trace
     assert certificate.refused
     assert certificate.reason is not None
     assert says in certificate.reason
+
+
+def _as_json(trace: Trace, i: int) -> Trace:
+    """The label in an object, written in two ways; one in a hundred has another queue."""
+    row = {"intent": trace.teacher, "queue": "odd" if i % 100 == 7 else f"{trace.teacher[:4]}-queue", "v": 1}
+    return replace(trace, teacher=orjson.dumps(row if i % 3 else dict(sorted(row.items(), reverse=True))).decode())
+
+
+def test_objects_are_answered_in_the_teachers_form(tmp_path: Path) -> None:
+    """The label is the value that tells all; what deviates from its label's object counts as disagreement."""
+    traces = [_as_json(trace, i) for i, trace in enumerate(make_traces(1_200))]
+    result = fit_policy(traces, tmp_path, FitConfig(0.85))
+    policy = Policy.load(tmp_path)
+    assert policy.labels == tuple(LABELS)
+    assert policy.answers["loan"] == Answer('{"intent":"loan","queue":"loan-queue","v":1}')
+    assert policy.label_of(Answer('{"v": 1.0, "queue": "loan-queue", "intent": "loan"}')) == "loan"
+    assert policy.label_of(Answer('{"intent":"loan","queue":"odd","v":1}')) is None
+    assert "12 JSON answers do not follow the form of the others, and count as disagreement" in result.notes
+    assert result.manifest.certificate.n_judged == 1_200
+    calls = [_as_json(trace, i) for i, trace in enumerate(make_traces(400, seed=1))]
+    found = evaluate(policy, calls)
+    assert found.coverage > 0.5
+    assert 0.8 < (found.teacher_agreement or 0) < 1
+
+
+def test_the_same_decisions_in_another_form_are_the_same_policy(tmp_path: Path) -> None:
+    """As text, as text in several spellings, as JSON, as a tool's name or its argument: graph and certificate agree."""
+    texts = make_traces(600)
+    spellings = ("{}", "{}.", "{}", "**{}**", "Label: {}", "{}", "{}")
+    tool = AnswerKind.TOOL
+    written = {
+        "text": texts,
+        "spelled": [replace(t, teacher=spellings[i % 7].format(t.teacher)) for i, t in enumerate(texts)],
+        "json": [replace(t, teacher=f'{{"intent": "{t.teacher}"}}') for t in texts],
+        "tool": [replace(t, kind=tool, arguments="{}") for t in texts],
+        "open tool": [replace(t, kind=tool, arguments=f'{{"words": "{t.input}"}}') for t in texts],
+    }
+    found = {}
+    for name, traces in written.items():
+        manifest = fit_policy(traces, tmp_path / name, FitConfig(0.85)).manifest
+        found[name] = manifest.files["model"].sha256, manifest.labels, manifest.certificate.coverage
+    assert len(set(map(str, found.values()))) == 1
+    assert Policy.load(tmp_path / "tool").answers["loan"] == Answer("loan", tool, "{}")
+    assert Policy.load(tmp_path / "open tool").answers["loan"] == Answer("loan", tool, None)
+    calls = [replace(t, kind=tool, arguments='{"words": "others"}') for t in make_traces(200, seed=1)]
+    assert evaluate(Policy.load(tmp_path / "open tool"), calls).teacher_agreement == pytest.approx(
+        evaluate(Policy.load(tmp_path / "text"), make_traces(200, seed=1)).teacher_agreement
+    )
+
+
+def test_spellings_are_merged_and_told_or_kept_apart(tmp_path: Path) -> None:
+    """Merged by default, with what was merged; on request each is a label, and a person is told of the likeness."""
+    traces = [
+        replace(t, teacher=t.teacher.upper() if i % 4 == 0 else t.teacher) for i, t in enumerate(make_traces(600))
+    ]
+    merged = fit_policy(traces, tmp_path / "merged", FitConfig(0.8, protect=("LOAN",)))
+    assert merged.manifest.labels == LABELS
+    assert sum("also stands for" in note for note in merged.notes) == 5
+    assert any(note.startswith("3 more labels have several spellings") for note in merged.notes)
+    assert list(merged.manifest.protected) == ["loan"]
+    apart = fit_policy(traces, tmp_path / "apart", FitConfig(0.8, merge_labels=False))
+    assert apart.manifest.n_labels == 2 * len(LABELS)
+    assert any("'BALANCE' and 'balance'" in note and "are told apart" in note for note in apart.notes)
+    assert apart.manifest.certificate.refused  # case was drawn at random: nobody can know it
+
+
+def test_answers_that_are_no_label_are_judged_and_never_learned(tmp_path: Path) -> None:
+    """Prose and refusals stand in the gate as disagreement: the certificate is about all calls of the project."""
+    traces = make_traces(1_000)
+    prose = [
+        replace(t, teacher="I am sorry", kind=AnswerKind.OTHER) if i % 20 == 0 else t for i, t in enumerate(traces)
+    ]
+    pure = fit_policy(traces, tmp_path / "pure", FitConfig(0.85)).manifest.certificate
+    mixed = fit_policy(prose, tmp_path / "mixed", FitConfig(0.85)).manifest
+    assert mixed.labels == LABELS
+    assert mixed.certificate.n_judged == 1_000
+    assert mixed.certificate.coverage < pure.coverage
+    assert any(note.startswith("50 answers are no label") for note in mixed.certificate.notes)
+    found = evaluate(Policy.load(tmp_path / "mixed"), prose)
+    assert found.teacher_agreement is not None
+    assert found.teacher_agreement < 1
+
+
+def test_an_update_learns_the_forms_anew(tmp_path: Path) -> None:
+    """From all traces, as the folder keeps them: a teacher that changes its manner is answered in the new one."""
+    fit_policy(make_traces(400), tmp_path, FitConfig(0.8))
+    changed = [replace(t, teacher=f"{t.teacher.title()}!") for t in make_traces(700, seed=1)]
+    assert update_policy(changed, tmp_path).replaced
+    policy = Policy.load(tmp_path)
+    assert policy.answers["Loan!"] == Answer("Loan!")
+    assert policy.label_of(Answer("loan")) == "Loan!"
+
+
+def test_a_field_of_free_text_is_refused_by_name(tmp_path: Path) -> None:
+    """The note says which field, and how many values it has."""
+    traces = [replace(t, teacher=f'{{"intent": "{t.teacher}", "why": "{t.input}"}}') for t in make_traces(300)]
+    result = fit_policy(traces, tmp_path, _TARGET)
+    assert result.manifest.certificate.reason == "no answer has a form that can be learned"
+    assert any("field 'why' is free text (300 values in 300 answers)" in note for note in result.notes)
+
+
+def test_several_fields_are_certified_as_one_answer(tmp_path: Path) -> None:
+    """The whole object must be equal, whichever way its fields are predicted."""
+    traces = [
+        replace(t, teacher=f'{{"intent": "{t.teacher}", "asks": {str("can" in t.input.split()).lower()}}}')
+        for t in make_traces(1_500)
+    ]
+    manifest = fit_policy(traces, tmp_path, FitConfig(0.8)).manifest
+    policy = Policy.load(tmp_path)
+    assert manifest.answers.fields == ("intent", "asks")
+    assert policy.answers['{"intent":"loan","asks":true}'] == Answer('{"intent": "loan", "asks": true}')
+    assert not manifest.certificate.refused
+    assert (evaluate(policy, traces).teacher_agreement or 0) > 0.8
 
 
 def test_labels_seen_once_are_left_out_and_said_so(tmp_path: Path) -> None:

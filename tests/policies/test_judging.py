@@ -215,3 +215,15 @@ def test_an_empty_newest_fifth_is_a_refusal(tmp_path: Path) -> None:
     certificate = fit_policy([*traces, *traces[:100]], tmp_path, FitConfig(0.8, assume="newest")).manifest.certificate
     assert certificate.refused
     assert "0 different inputs" in (certificate.reason or "")
+
+
+def test_only_rows_of_the_served_measurement_can_be_asked_for(tmp_path: Path) -> None:
+    """Where the strictest rules, a threshold of another measurement is on another scale and stays in the report."""
+    config = FitConfig(0.80, assume="strictest")
+    manifest = fit_policy(make_traces(1_500, blur=0.15), tmp_path, config).manifest
+    frontier = orjson.loads((tmp_path / manifest.files["frontier"].path).read_bytes())
+    certified = [row for row in frontier if row["certified"]]
+    served = [row for row in certified if row["ruling"] == manifest.certificate.ruling]
+    assert [row.target for row in manifest.frontier] == [row["target"] for row in served]
+    assert [row.thresholds for row in manifest.frontier] == [[row["threshold"]] for row in served]
+    assert served

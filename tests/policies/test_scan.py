@@ -19,7 +19,7 @@ from policies.scan import SCAN_TARGETS, Estimate, Price, Scan, TargetEstimate, s
 from policies.scan_cli import to_json
 from policies.settings import FitConfig
 from policies.traces import TraceFile
-from policies.types import Reason, Trace
+from policies.types import AnswerKind, Reason, Trace
 from tests.data import dataset
 from tests.traces_maker import LABELS, make_traces, write
 
@@ -151,11 +151,12 @@ def test_calls_that_a_policy_deferred_are_no_fair_sample() -> None:
     [
         (lambda _, trace: replace(trace, teacher="same"), "same label"),
         (lambda i, trace: replace(trace, input=" Hello" if i % 2 else "hello"), "inputs are the same"),
-        (lambda i, trace: replace(trace, teacher="Refund" if i % 2 else "refund"), "differ by case"),
+        (lambda i, trace: replace(trace, teacher="Refund" if i % 2 else "refund"), "same label"),
+        (lambda _, trace: replace(trace, kind=AnswerKind.OTHER), "no answer has a form"),
         (lambda i, trace: replace(trace, teacher=f"order {i // 2}"), "like a decision among fixed labels"),
         (lambda _, trace: replace(trace, input="x" * 20_000 + trace.input), "that can be read"),
     ],
-    ids=["one label", "one input", "case", "many labels", "unreadable"],
+    ids=["one label", "one input", "case", "no label", "many labels", "unreadable"],
 )
 def test_hopeless_files_are_refused_with_the_reason(change: Any, says: str) -> None:
     """A refusal in words, no estimate, and no exception."""
@@ -249,8 +250,8 @@ def test_many_labels_and_long_texts_are_judged_on_fewer_folds() -> None:
 def test_what_a_sample_cannot_prove_the_whole_file_may() -> None:
     """More traces are asked for only beyond those that the file holds already."""
     traces = [
-        replace(trace, input=f"{trace.input} {'padding ' * 1_500}")
-        for trace in make_traces(4_000, noise=0.006, blur=0.0)
+        replace(trace, input=f"{trace.input} {'padding ' * 1_500}{i % 10}")  # no template: the ends differ
+        for i, trace in enumerate(make_traces(4_000, noise=0.006, blur=0.0))
     ]
     result = _scan(traces)
     assert _estimate(result).sample < 4_000

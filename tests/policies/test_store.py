@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from policies import store as store_module
 from policies.errors import StoreError
 from policies.store import Store
-from policies.types import StoredTrace
+from policies.types import AnswerKind, StoredTrace
 from tests.postgres import PASSWORD, Postgres, running_postgres
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,8 @@ FULL = StoredTrace(
     reason="uncertain",
     sampling_probability=0.05,
     training_allowed=True,
+    kind=AnswerKind.TOOL,
+    arguments='{"card":  "ü"}',
 )
 
 
@@ -172,6 +176,42 @@ def test_migrations_give_the_declared_schema(url: str, store: Store) -> None:
         context = MigrationContext.configure(connection, opts={"version_table": store_module.VERSION_TABLE})
         assert compare_metadata(context, store_module.METADATA) == []
     engine.dispose()
+
+
+def test_older_store_is_upgraded(url: str) -> None:
+    """One from before there were kinds: its traces are texts, and an older program may go on writing to it."""
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "policies" / "migrations"))
+    old = {"id": "1", "project": "bank", "input": "a", "teacher": "x", "ts": 1.0, "upstream": "", "teacher_model": ""}
+    old |= {"prompt_fingerprint": "", "reason": "", "sampling_probability": 1.0, "training_allowed": True}
+    insert = sa.text(f"INSERT INTO traces ({', '.join(old)}) VALUES ({', '.join(f':{key}' for key in old)})")
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir()
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        config.attributes.update(connection=connection, version_table=store_module.VERSION_TABLE)
+        command.upgrade(config, "0001")
+        connection.execute(insert, old)
+    store = Store.open(url)
+    with engine.begin() as connection:
+        connection.execute(insert, old | {"id": "2"})
+    engine.dispose()
+    store.append([replace(FULL, ts=3.0)])
+    first, second, third = store.traces()
+    store.close()
+    assert first == StoredTrace(id="1", project="bank", input="a", teacher="x", ts=1.0) == replace(second, id="1")
+    assert third == replace(FULL, ts=3.0)
+    assert [type(found.kind) for found in (first, third)] == [AnswerKind, AnswerKind]
+
+
+def test_a_kind_of_a_later_version_is_no_label(url: str, store: Store) -> None:
+    """What this version does not understand it does not learn from."""
+    store.append([FULL])
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE traces SET kind = 'hologram'"))
+    engine.dispose()
+    assert [found.kind for found in store.traces()] == [AnswerKind.OTHER]
 
 
 def test_newer_schema(url: str) -> None:

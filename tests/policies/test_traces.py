@@ -16,7 +16,7 @@ from rich.console import Console
 from policies import console, lines, traces
 from policies.errors import TraceError
 from policies.traces import label_space, merge, read_traces, write_traces
-from policies.types import Trace
+from policies.types import AnswerKind, Trace
 
 GOOD = b'{"input": "where is my card", "teacher": "card_arrival"}\n'
 
@@ -70,6 +70,29 @@ def test_time_without_zone_is_utc(file: Path) -> None:
     assert read_traces(file).traces[0].ts == 86400.0
 
 
+def test_kinds_of_answers(file: Path) -> None:
+    """A tool call has its arguments as written; arguments alone say that it is one; a refusal may be without a word."""
+    file.write_bytes(
+        line(input="a", teacher="block", kind="tool", arguments='{"now":  true}')
+        + line(input="a", teacher="block", arguments="{")
+        + line(input="a", teacher="block", kind="tool", arguments=None)
+        + line(input="a", teacher="", kind="other")
+        + line(input="a", teacher='{"x": 1}', kind=None)
+    )
+    tool = AnswerKind.TOOL
+    assert read_traces(file).traces == [
+        Trace("a", "block", kind=tool, arguments='{"now":  true}'),
+        Trace("a", "block", kind=tool, arguments="{"),
+        Trace("a", "block", kind=tool),
+        Trace("a", "", kind=AnswerKind.OTHER),
+        Trace("a", '{"x": 1}'),
+    ]
+    again = file.with_name("again.jsonl")
+    write_traces(again, read_traces(file).traces)
+    assert read_traces(again).traces == read_traces(file).traces
+    assert label_space(read_traces(file).traces) == {"block": 3, '{"x": 1}': 1}
+
+
 @pytest.mark.parametrize(("value", "text"), [(1, "1"), (1.5, "1.5"), (True, "true"), (" refund ", " refund ")])
 def test_labels_become_text(file: Path, value: object, text: str) -> None:
     """Numbers and booleans become their JSON text; strings are kept to the character."""
@@ -98,6 +121,11 @@ BAD_LINES = [
         b'{"input": "a", "teacher": {"x": 1}}',
         "'teacher' must be a label (a string, a number or a boolean), found an object",
     ),
+    (b'{"input": "a", "teacher": "x", "kind": "call"}', "'kind' must be one of text, tool, other"),
+    (b'{"input": "a", "teacher": "x", "kind": 1}', "'kind' must be one of text, tool, other"),
+    (b'{"input": "a", "teacher": "x", "arguments": {"a": 1}}', "'arguments' must be a string of JSON, found an object"),
+    (b'{"input": "a", "teacher": "x", "kind": "text", "arguments": "{}"}', "'arguments' belong to a tool call"),
+    (b'{"input": "a", "teacher": "", "kind": "tool"}', "empty label ('teacher')"),
     (b'{"input": "a", "teacher": "x", "mini": []}', "'mini' must be a label"),
     (b'{"input": "a", "teacher": "x", "ground_truth": ""}', "empty label ('ground_truth')"),
     (b'{"input": "a", "teacher": "x", "id": ""}', "'id' must be"),
@@ -312,6 +340,17 @@ def test_merge() -> None:
     new = [Trace("a changed", "y", id="1"), Trace("b", "x"), Trace("c", "x", id="2"), Trace("c", "x", id="2")]
     assert merge(old, new) == [old[0], old[1], Trace("c", "x", id="2")]
     assert merge(old, [Trace("b", "x"), Trace("b", "x"), Trace("b", "y")]) == [*old, Trace("b", "x"), Trace("b", "y")]
+
+
+def test_merge_tells_calls_apart_by_their_arguments() -> None:
+    """The same tool with other arguments, or the same word as a text, is another answer."""
+    traces = [
+        Trace("a", "x"),
+        Trace("a", "x", kind=AnswerKind.TOOL, arguments="{}"),
+        Trace("a", "x", kind=AnswerKind.TOOL, arguments='{"a": 1}'),
+    ]
+    assert merge(traces[:1], traces) == traces
+    assert merge(traces, traces) == traces
 
 
 def test_speed(file: Path) -> None:

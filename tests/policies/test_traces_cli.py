@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import orjson
@@ -13,7 +14,7 @@ from typer.testing import CliRunner, Result
 from policies.store import Store
 from policies.traces import read_traces
 from policies.traces_cli import app
-from policies.types import StoredTrace, Trace
+from policies.types import AnswerKind, StoredTrace, Trace
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,6 +84,34 @@ def test_import_again_adds_nothing(url: str, tmp_path: Path) -> None:
     assert result.stderr == "0 traces added, 4 already there, 1 bad lines skipped\n"
     assert run("count", "--store", url).stdout == "4\n"
     assert run("count", "--store", url, "--project", "none").stdout == "0\n"
+
+
+def test_tool_calls_travel_with_their_arguments(url: str, tmp_path: Path) -> None:
+    """In and out again; calls that differ by arguments alone are two traces, and repeated ones stay as many."""
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    call = '{"input": "a", "teacher": "route", "kind": "tool", "arguments": "%s"}\n'
+    rest = '{"input": "a", "teacher": "route"}\n{"input": "a", "teacher": "I cannot", "kind": "other"}\n'
+    file.write_text(call % "{}" + call % "{ }" + call % "{}" + rest)
+    assert run("import", file, "--store", url, "--project", "bank").stderr.startswith("5 traces added")
+    assert run("import", file, "--store", url, "--project", "bank").stderr.startswith("0 traces added")
+    run("export", "--store", url, "--out", out)
+    found = sorted((trace.teacher, trace.kind, trace.arguments or "") for trace in read_traces(out).traces)
+    assert found == [
+        ("I cannot", AnswerKind.OTHER, ""),
+        ("route", AnswerKind.TEXT, ""),
+        ("route", AnswerKind.TOOL, "{ }"),
+        ("route", AnswerKind.TOOL, "{}"),
+        ("route", AnswerKind.TOOL, "{}"),
+    ]
+
+
+def test_ids_of_texts_are_those_of_older_versions(url: str, tmp_path: Path) -> None:
+    """A file imported before there were kinds adds nothing when it is imported again."""
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"input": "a", "teacher": "x"}\n')
+    run("import", file, "--store", url, "--project", "bank")
+    digest = sha256(b"bank\0a\0x\0" + b"0").hexdigest()[:32]
+    assert orjson.loads(run("export", "--store", url).stdout_bytes)["id"] == digest
 
 
 def test_import_of_many(url: str, tmp_path: Path) -> None:

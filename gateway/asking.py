@@ -1,0 +1,28 @@
+"""Calls the gateway makes itself, on behalf of a client that waits: whole answers, and nothing of them relayed."""
+
+from starlette.types import Message
+
+from gateway.endpoints.exchange import Exchange
+from gateway.headers import ACCOUNT_HEADERS
+from gateway.relay import Client, Outcome, forward
+from gateway.services import Services
+from gateway.upstream import Upstream, UpstreamCall
+from gateway.wire import Surface
+
+_JSON = b"application/json"
+
+
+async def ask(services: Services, exchange: Exchange, upstream: Upstream, surface: Surface, body: bytes) -> Outcome:
+    """Ask `upstream` for a whole answer; raises as `forward` does, ClientGone where the client leaves meanwhile."""
+    # Of the client's headers only what says who asks belongs to a call whose body is ours.
+    kept = [(name, value) for name, value in exchange.scope["headers"] if name in ACCOUNT_HEADERS]
+    headers = [(b"content-type", _JSON), (b"accept", _JSON), *kept]
+    call = UpstreamCall("POST", surface, b"", headers, body)
+    client = Client(exchange.receive, _discard)
+    outcome = await forward(upstream, call, client, [], services.metrics, services.places, copied=True)
+    services.access.learned(outcome.upstream, exchange.caller, outcome.status)
+    return outcome
+
+
+async def _discard(_: Message) -> None:
+    """A client that is answered in another shape than the upstream's."""

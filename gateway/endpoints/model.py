@@ -1,0 +1,194 @@
+"""What the surfaces that call a model have in common: recognise, decide, answer in-process or forward."""
+
+import logging
+from abc import abstractmethod
+from dataclasses import dataclass
+from time import perf_counter
+from typing import ClassVar
+
+from gateway.answer import SURROGATE_MODEL
+from gateway.arguments import Writer, write_arguments
+from gateway.asgi import RELAYED_HEADERS, new_id, tracer_headers
+from gateway.control import Control, Mode, explanation, read_control
+from gateway.decide import Decision, Lane, deferred
+from gateway.endpoints.exchange import Exchange
+from gateway.endpoints.passthrough import Relaying
+from gateway.errors import AnswerableError, InvalidRequest, KeptLocal
+from gateway.learn import Forwarded, learn
+from gateway.reading import readable
+from gateway.recognise import MODEL_PREFIX, Recognised
+from gateway.registry import Serving
+from gateway.relay import Client, Outcome, forward
+from gateway.upstream import Upstream, UpstreamCall
+from gateway.wanted import Wanted, misfit, wanted
+from gateway.wire import ModelRequest, Surface, with_model
+from policies.types import Answer, AnswerKind, Reason
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class LocalCall:
+    """A project's call on its way through: `reply` is the answer it may be given, once there is one.
+
+    `model` is who gives it, `usage` (JSON) what it cost where an LLM wrote a part of it; `wanted` is what it was
+    checked against, `chosen` a decision's label with the probability of each.
+    """
+
+    id: str
+    request: ModelRequest
+    found: Recognised
+    control: Control
+    serving: Serving
+    reply: Answer | None = None
+    model: str = SURROGATE_MODEL
+    usage: bytes | None = None
+    wanted: Wanted | None = None
+    chosen: tuple[str, dict[str, float]] | None = None
+
+
+class ModelEndpoint(Relaying):
+    """An ASGI endpoint; a subclass knows the shapes of one surface."""
+
+    surface: ClassVar[Surface]
+
+    @abstractmethod
+    def parse(self, raw: bytes) -> ModelRequest:
+        """The request in a body; raises InvalidRequest."""
+
+    def misfit(self, call: LocalCall, reply: Answer) -> Reason | None:
+        """Why the answer would not be what the request asks for, or None."""
+        call.wanted = wanted(call.request)
+        return misfit(reply, call.wanted)
+
+    @abstractmethod
+    async def answer(self, exchange: Exchange, call: LocalCall, reply: Answer) -> None:
+        """Send `reply`, the answer of a handled call."""
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Answer or forward one call."""
+        if exchange.encoded:
+            await self.relay(exchange)
+            return
+        control = read_control(exchange.scope)
+        raw = await self.body(exchange)
+        started = perf_counter()
+        request = self.parse(raw)
+        found = self._recognise(request, control)
+        self.admit(exchange, None if found is None else found.project)
+        if found is None:
+            if control.mode is Mode.LOCAL:
+                raise KeptLocal("The call was to be answered locally or not at all, and belongs to no project.")
+            exchange.headers = RELAYED_HEADERS
+            self.metrics.requests.labels("", Lane.TEACHER, "").inc()
+            await self._forward(exchange, self.services.upstream_of(None), raw, copied=False)
+            lane = Lane.TEACHER
+        else:
+            lane = await self._serve_project(exchange, request, found, control)
+        self.metrics.request_seconds.labels(lane).observe(perf_counter() - started)
+
+    async def _serve_project(
+        self, exchange: Exchange, request: ModelRequest, found: Recognised, control: Control
+    ) -> Lane:
+        serving = self.serving(found.project, exchange.caller)
+        call = LocalCall(new_id(), request, found, control, serving)
+        decision = await self.decide(call)
+        if decision.label is not None and call.reply is not None and _wants_arguments(call.reply):
+            decision = await self._write_arguments(exchange, call, decision, call.reply)
+        self.count(found.project, decision)
+        exchange.headers = tracer_headers(found.project, decision, call.id)
+        if control.explain:
+            exchange.headers.append((b"x-tracer-explain", explanation(decision, serving, control.agreement)))
+        if decision.label is not None and call.reply is not None:
+            # OpenAI's clients show it as the answer's `request_id`; a forwarded answer brings the upstream's own.
+            exchange.headers.append((b"x-request-id", b"req_" + call.id.encode()))
+            await self.answer(exchange, call, call.reply)
+            return decision.lane
+        if control.mode is Mode.LOCAL:
+            raise KeptLocal(f"The call was to be answered locally or not at all, and was deferred: {decision.reason}.")
+        upstream = self.services.upstream_of(found.project)
+        model, body = self._for_teacher(request, found.project)
+        outcome = await self._forward(exchange, upstream, body, copied=found.text is not None)
+        learn(self.services, Forwarded(call.id, found, decision, request, model, upstream), outcome)
+        return decision.lane
+
+    def _recognise(self, request: ModelRequest, control: Control) -> Recognised | None:
+        try:
+            return self.services.recogniser.recognise(request, control.project)
+        except AnswerableError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the border of an endpoint: what cannot be read is forwarded
+            self.metrics.internal_errors.labels("recognise").inc()
+            logger.error("reading a call failed (%s); it is forwarded", type(error).__name__)
+            return None
+
+    async def decide(self, call: LocalCall) -> Decision:
+        """Who answers; sets the call's reply where the policy may and does."""
+        serving, found, control = call.serving, call.found, call.control
+        if found.reason is not None or found.text is None:
+            return deferred(serving, found.reason or Reason.NO_INPUT)
+        if control.mode is Mode.TEACHER:
+            return deferred(serving, Reason.ASKED)
+        decision = await self.services.decider.decide(serving, found.text, control.agreement)
+        if decision.label is None or serving.policy is None:
+            return decision
+        reply = serving.policy.answers[decision.label]
+        reason = self.misfit(call, reply)
+        if reason is None and control.mode is Mode.SHADOW:
+            reason = Reason.ASKED
+        if reason is None and control.mode is Mode.LOCAL and _wants_arguments(reply):
+            reason = Reason.ARGUMENTS
+        if reason is not None:
+            return decision.put_off(reason)
+        call.reply = reply
+        return decision
+
+    async def _write_arguments(
+        self, exchange: Exchange, call: LocalCall, decision: Decision, reply: Answer
+    ) -> Decision:
+        """The decision when an LLM has written the picked tool's arguments, or could not."""
+        writer = self._writer(call)
+        written = None
+        if writer is not None:
+            written = await write_arguments(self.services, exchange, call.request, reply.text, writer)
+        if writer is None or written is None:
+            return decision.put_off(Reason.ARGUMENTS)
+        call.reply, call.model, call.usage = written.answer, written.model, written.usage
+        return decision.completed_by(writer.lane)
+
+    def _writer(self, call: LocalCall) -> Writer | None:
+        """The project's mini, or else its teacher; None where it has neither."""
+        settings = self.services.settings
+        project = settings.projects[call.found.project]
+        if project.mini is not None:
+            name = project.mini_upstream or settings.upstream_of(call.found.project)
+            return None if name is None else Writer(Lane.MINI, self.services.upstreams[name], project.mini)
+        name = settings.upstream_of(call.found.project)
+        asked = call.request.model
+        model = project.teacher if asked.startswith(MODEL_PREFIX) else asked
+        return None if name is None or model is None else Writer(Lane.TEACHER, self.services.upstreams[name], model)
+
+    def _for_teacher(self, request: ModelRequest, project: str) -> tuple[str, bytes]:
+        """The teacher's model name, and the body that asks for it."""
+        if not request.model.startswith(MODEL_PREFIX):
+            return request.model, request.raw
+        teacher = self.services.settings.projects[project].teacher
+        if teacher is None:
+            message = f"The call was deferred, and the project {project!r} has no 'teacher' model configured to ask."
+            raise InvalidRequest(message, param="model")
+        return teacher, with_model(request.raw, teacher)
+
+    async def _forward(self, exchange: Exchange, upstream: Upstream, body: bytes, *, copied: bool) -> Outcome:
+        scope = exchange.scope
+        headers = readable(scope["headers"]) if copied else scope["headers"]
+        call = UpstreamCall("POST", self.surface, scope["query_string"], headers, body)
+        client = Client(exchange.receive, exchange.send)
+        outcome = await forward(
+            upstream, call, client, exchange.headers, self.metrics, self.services.places, copied=copied
+        )
+        self.services.access.learned(outcome.upstream, exchange.caller, outcome.status)
+        return outcome
+
+
+def _wants_arguments(reply: Answer) -> bool:
+    return reply.kind is AnswerKind.TOOL and reply.arguments is None

@@ -1,0 +1,28 @@
+"""`POST /v1/responses`."""
+
+from gateway.answer import EVENT_STREAM, JSON, NO_CACHE
+from gateway.asgi import send_bytes
+from gateway.endpoints.exchange import Exchange
+from gateway.endpoints.model import LocalCall, ModelEndpoint
+from gateway.response import render_response, render_response_stream
+from gateway.wire import ModelRequest, Surface, parse_responses
+from policies.types import Answer
+
+
+class Responses(ModelEndpoint):
+    """The ASGI endpoint."""
+
+    surface = Surface.RESPONSES
+
+    def parse(self, raw: bytes) -> ModelRequest:
+        """A responses request."""
+        return parse_responses(raw)
+
+    async def answer(self, exchange: Exchange, call: LocalCall, reply: Answer) -> None:
+        """A response, or its events."""
+        if call.request.body.get("stream"):
+            content = render_response_stream(reply, call.request, call.id, call.model, call.usage)
+            await send_bytes(exchange.send, 200, EVENT_STREAM, content, [NO_CACHE, *exchange.headers])
+        else:
+            content = render_response(reply, call.request, call.id, call.model, call.usage)
+            await send_bytes(exchange.send, 200, JSON, content, exchange.headers)

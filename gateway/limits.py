@@ -1,0 +1,51 @@
+"""How many calls may be with upstreams at a time, and how many may wait for a place among them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from gateway.errors import Overloaded
+from gateway.metrics import Metrics
+from gateway.settings import ServerSettings
+
+
+class Places:
+    """The places of forwarded calls, all upstreams together. Calls answered here never ask for one."""
+
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+        self._free = asyncio.Semaphore(settings.max_concurrency)
+        self._most_waiting = settings.max_queue
+        self._seconds = settings.queue_timeout
+        self._waiting = self._taken = 0
+        metrics.forwards.set_function(lambda: self._taken)
+        metrics.forwards_waiting.set_function(lambda: self._waiting)
+
+    @contextlib.asynccontextmanager
+    async def taken(self) -> AsyncIterator[None]:
+        """A place, for as long as the block runs; first come, first served.
+
+        Raises Overloaded where too many wait already or none becomes free within `queue_timeout`. A caller that is
+        cancelled while it waits leaves the queue at once.
+        """
+        if self._free.locked():
+            await self._wait()
+        else:
+            await self._free.acquire()
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+            self._free.release()
+
+    async def _wait(self) -> None:
+        if self._waiting >= self._most_waiting:
+            raise Overloaded("Too many calls wait for the upstream already. Try again in a moment.")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._free.acquire()
+        except TimeoutError:
+            raise Overloaded(f"The upstream was busy for {self._seconds:g} seconds. Try again in a moment.") from None
+        finally:
+            self._waiting -= 1

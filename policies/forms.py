@@ -1,0 +1,68 @@
+"""Traces as they are learned from: the variable part of each input, and the label of each answer."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from policies.answers import AnswerForms
+from policies.input_form import InputForm, learn_input_form
+from policies.settings import FitConfig
+from policies.types import Answer, AnswerKind, Trace
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The forms of a set of traces, and the traces read by them, in the same order.
+
+    In `traces` an input is the variable part, empty where the message is not built like the others (there are
+    `off_template` of them); `teacher` is the label, and the kind `other` where the answer is of no label.
+    """
+
+    traces: list[Trace]
+    answers: AnswerForms
+    input_form: InputForm | None
+    off_template: int = 0
+
+    @classmethod
+    def learn(cls, traces: Sequence[Trace], merge: bool = True, read_inputs: bool = True) -> "Forms":
+        """The forms of traces. Without `merge`, spellings stay apart; without `read_inputs`, inputs stay whole."""
+        answers = AnswerForms.learn([trace.answer for trace in traces], merge)
+        form = learn_input_form([trace.input for trace in traces]) if read_inputs else None
+        if form is None:
+            inputs: list[str | None] = [trace.input for trace in traces]
+        else:
+            inputs = [form.variable(trace.input) for trace in traces]
+        read = [_read(*row) for row in zip(traces, answers.labels, inputs, strict=True)]
+        return cls(read, answers, form, inputs.count(None))
+
+    def settings(self, config: FitConfig) -> FitConfig:
+        """`config` with the labels it protects under their names here."""
+        known = self.answers.answers
+        protect = [name if name in known else self.answers.label_of(Answer(name)) or name for name in config.protect]
+        return replace(config, protect=tuple(dict.fromkeys(protect)))
+
+    def notes(self) -> Iterator[str]:
+        """What a certificate should say of them, a line each."""
+        yield from self.answers.notes
+        merges = sorted(self.answers.merges.items(), key=lambda pair: (-sum(pair[1].values()), pair[0]))
+        for label, others in merges[:_SHOWN]:
+            shown = [f"{text!r} ({count:,})" for text, count in list(others.items())[:_SHOWN]]
+            more = f" and {len(others) - _SHOWN} more spellings" if len(others) > _SHOWN else ""
+            yield f"{label!r} also stands for {', '.join(shown)}{more}"
+        if len(merges) > _SHOWN:
+            yield f"{len(merges) - _SHOWN} more labels have several spellings: `tracer report --json` has all of them"
+        if self.off_template and self.input_form is not None:
+            words = self.input_form.words
+            yield (
+                f"{self.off_template} inputs are not built like the others ({words}): they are not read, and "
+                "such calls are deferred"
+            )
+
+
+def _read(trace: Trace, label: str | None, text: str | None) -> Trace:
+    if label is None:
+        return replace(trace, input=text or "", kind=AnswerKind.OTHER)
+    if label == trace.teacher and text == trace.input and trace.kind is AnswerKind.TEXT:
+        return trace  # as most are; a million need no second copy
+    return replace(trace, input=text or "", teacher=label, kind=AnswerKind.TEXT, arguments=None)

@@ -1,0 +1,33 @@
+"""The x-tracer request headers."""
+
+import pytest
+
+from gateway.control import Control, Mode, read_control
+from gateway.errors import InvalidRequest
+
+
+def _read(**headers: str) -> Control:
+    pairs = [(f"x-tracer-{name.replace('_', '-')}".encode(), value.encode()) for name, value in headers.items()]
+    return read_control({"type": "http", "headers": [(b"accept", b"*/*"), *pairs]})
+
+
+def test_a_call_that_asks_for_nothing_gets_the_defaults() -> None:
+    """No project, no mode, no agreement of its own."""
+    assert _read() == Control()
+
+
+def test_every_header_is_read() -> None:
+    """Whatever their case."""
+    found = _read(project="bank", mode="Shadow", min_agreement="0.97", explain="true")
+    assert found == Control("bank", Mode.SHADOW, 0.97, True)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"mode": "fast"}, {"min_agreement": "97"}, {"min_agreement": "nan"}, {"min_agreement": "0"}, {"explain": "maybe"}],
+)
+def test_a_value_that_means_nothing_is_refused_by_name(headers: dict[str, str]) -> None:
+    """Rather than taken for another."""
+    with pytest.raises(InvalidRequest) as refused:
+        _read(**headers)
+    assert refused.value.param == f"x-tracer-{next(iter(headers)).replace('_', '-')}"

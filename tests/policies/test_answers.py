@@ -1,0 +1,352 @@
+"""Answer forms: which answers are one label, what it is called, and how the teacher writes it."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from policies.answers import AnswerForms
+from policies.types import Answer, AnswerKind
+
+_INTENTS = ["refund", "card_lost", "balance", "transfer"]
+_QUEUES = {"refund": "billing", "card_lost": "cards", "balance": "billing", "transfer": "payments"}
+
+
+def _texts(*texts: str) -> list[Answer]:
+    return [Answer(text) for text in texts]
+
+
+def _call(name: str, arguments: str | None) -> Answer:
+    return Answer(name, AnswerKind.TOOL, arguments)
+
+
+def _objects(make: Callable[[random.Random], object], n: int = 1_000) -> list[Answer]:
+    generator = random.Random(0)
+    return [Answer(json.dumps(make(generator))) for _ in range(n)]
+
+
+def _learn(answers: Sequence[Answer], merge: bool = True) -> AnswerForms:
+    """Forms, checked for what always holds: they survive the manifest and know every answer again."""
+    forms = AnswerForms.learn(answers, merge)
+    kept = AnswerForms.from_dict(json.loads(json.dumps(forms.only(forms.answers).to_dict())))
+    assert [kept.label_of(answer) for answer in answers] == forms.labels
+    assert set(forms.labels) - {None} == set(forms.answers) == set(forms.keys.values())
+    assert len(forms.keys) == len(forms.answers)
+    for label, answer in kept.answers.items():
+        assert kept.label_of(answer) == label
+    return forms
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Refund",
+        "REFUND",
+        "refund.",
+        "refund!",
+        " refund \n",
+        '"refund"',
+        "'Refund'.",
+        "`refund`",
+        "**Refund.**",
+        "*`refund`*",
+        "\u201crefund\u201d",
+        "\uff52efund",
+    ],
+)
+def test_spellings_of_a_label_are_one(text: str) -> None:
+    """Case, white space, quotes, backticks, asterisks, width, a full stop or exclamation mark make no other label."""
+    forms = _learn(_texts("refund", "refund", text, "loan", "loan"))
+    assert forms.labels == ["refund", "refund", "refund", "loan", "loan"]
+
+
+@pytest.mark.parametrize(
+    "text", ["refund?", "re fund", "refunds", "a refund", "refund, please", '"refund', "refund..a"]
+)
+def test_what_says_something_else_is_another_label(text: str) -> None:
+    """A question mark, a space within or another word does."""
+    assert len(_learn(_texts("refund", "refund", text)).answers) == 2
+
+
+@pytest.mark.parametrize("text", [".", "!", '""', "**", "''", "...", "?"])
+def test_punctuation_alone_stays_what_it_is(text: str) -> None:
+    """Nothing is normalised away to nothing."""
+    forms = _learn(_texts("refund", text))
+    assert forms.label_of(Answer(text)) not in {None, "refund"}
+    assert forms.label_of(Answer("")) is None
+
+
+def test_the_answer_is_the_form_that_the_teacher_uses_most() -> None:
+    """Exact case, quotes and white space; what else it stands for is counted, and of a tie the first in order is it."""
+    forms = _learn(_texts(*['"Refund" \n'] * 3, "refund.", "refund.", "REFUND", "loan", "Loan"))
+    assert forms.answers == {'"Refund"': Answer('"Refund" \n'), "Loan": Answer("Loan")}
+    assert forms.merges == {'"Refund"': {"refund.": 2, "REFUND": 1}, "Loan": {"loan": 1}}
+    assert forms.label_of(Answer("ReFuNd")) == '"Refund"'
+    assert forms.label_of(Answer("credit")) is None
+
+
+def test_the_order_of_the_traces_changes_nothing() -> None:
+    """Names, forms and merges are the same for every order of the same answers."""
+    answers = [*_texts("a", "A", "a.", "b", "B"), _call("a", "{}"), *_texts('{"x": "a"}', '{"x":"a"}', '{"x": "b"}')]
+    shuffled = answers.copy()
+    random.Random(0).shuffle(shuffled)
+    first, second = _learn(answers), _learn(shuffled)
+    assert (first.answers, first.keys, first.merges) == (second.answers, second.keys, second.merges)
+
+
+def test_unmerged_every_spelling_is_a_label() -> None:
+    """On request; a person who would take them for one is told."""
+    forms = _learn(_texts("US", "us", "us", "US.", "us "), merge=False)
+    assert sorted(forms.answers) == ["US", "US.", "us", "us "]
+    assert forms.merges == {}
+    assert any("'US' and 'us'" in note for note in forms.notes)
+
+
+def test_an_introduction_is_no_part_of_the_label() -> None:
+    """Where it stands before three labels that also occur without it; a label seen only with it follows."""
+    plain = _texts(*["refund", "loan", "card_lost", "balance"] * 3)
+    forms = _learn([*plain, *_texts("Intent: refund", "Intent: Loan.", 'Intent: "card_lost"', "Intent: fraud")])
+    assert set(forms.answers) == {"refund", "loan", "card_lost", "balance", "Intent: fraud"}
+    assert forms.label_of(Answer("intent: balance")) == "balance"
+    assert forms.label_of(Answer("Fraud")) == "Intent: fraud"
+    assert forms.merges["refund"] == {"Intent: refund": 1}
+
+
+def test_what_stands_before_two_labels_may_be_chance() -> None:
+    """So nothing is merged; nor where the words in front are no introduction."""
+    assert len(_learn(_texts("refund", "loan", "new: refund", "new: loan")).answers) == 4
+    names = ["refund", "loan", "card"]
+    assert len(_learn(_texts(*names, *(f"lost {name}" for name in names))).answers) == 6
+
+
+def test_equal_objects_are_one_label() -> None:
+    """Key order, white space, 1 and 1.0, a fenced block: the same value. The answer is the usual one, to the byte."""
+    usual = '{"intent": "refund",\n "score": 1}'
+    same = [
+        '{"score":1,"intent":"refund"}',
+        '```json\n{"intent":"refund","score":1.0}\n```',
+        '```\n{"score":1,"intent":"refund"}```',
+    ]
+    forms = _learn(_texts(usual, usual, *same, '{"intent": "loan", "score": 1}', '{"intent": "loan", "score": 1}'))
+    assert forms.labels == ["refund"] * 5 + ["loan"] * 2
+    assert forms.answers["refund"] == Answer(usual)
+    assert forms.label_of(Answer('{"intent": "Refund", "score": 1}')) is None  # values are data, not spelling
+    assert forms.merges == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1, "a": 2}',
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": -Infinity}',
+        "{" * 5_000 + "}" * 5_000,
+        '{"a": 1}}',
+        "{}{}",
+        '{"a":' * 5_000 + "1" + "}" * 5_000,
+        f'{{"a": {"9" * 5_000}}}',
+        "```json\n{broken\n```",
+        "```json```",
+        "[1]",
+    ],
+)
+def test_what_readers_disagree_on_is_plain_text(text: str) -> None:
+    """Duplicate keys, numbers that are none, endless nesting and halves of JSON are texts like others, and no crash."""
+    forms = _learn(_texts(text, text, '{"a": 1}', '{"a": 1}'))
+    assert forms.answers[forms.labels[0] or ""] == Answer(text)
+    assert len(forms.answers) == 2
+
+
+def test_one_field_names_the_label_where_it_tells_all() -> None:
+    """Other fields are constant, or follow from it; the name is the value, of whatever type and at whatever depth."""
+    forms = _learn(
+        _objects(lambda r: {"v": 1, "out": {"queue": _QUEUES[i := r.choice(_INTENTS)], "intent": i}, "tags": [i]})
+    )
+    assert sorted(forms.answers) == sorted(_INTENTS)
+    assert forms.fields == ("out.intent",)
+    assert forms.words == "JSON objects, label at 'out.intent', other fields constant"
+    assert forms.heads() is None
+    assert sorted(_learn(_objects(lambda r: {"spam": r.random() < 0.3})).answers) == ["false", "true"]
+    assert sorted(_learn(_objects(lambda r: {"n": r.choice([1, 2.5, None])})).answers) == ["1", "2.5", "null"]
+
+
+def test_a_field_that_deviates_is_a_disagreement() -> None:
+    """One in a hundred answers gives the intent another queue: no label, and counted in a note."""
+    answers = _objects(
+        lambda r: {"intent": (i := r.choice(_INTENTS)), "queue": "odd" if r.random() < 0.01 else _QUEUES[i]}
+    )
+    forms = _learn(answers)
+    odd = sum("odd" in answer.text for answer in answers)
+    assert 0 < odd == forms.labels.count(None)
+    assert sorted(forms.answers) == sorted(_INTENTS)
+    assert forms.notes == [f"{odd} JSON answers do not follow the form of the others, and count as disagreement"]
+
+
+def test_fields_that_vary_on_their_own_are_predicted_each() -> None:
+    """Every object is a label, and `heads` gives its class in each field."""
+    forms = _learn(
+        _objects(lambda r: {"intent": (i := r.choice(_INTENTS)), "queue": _QUEUES[i], "urgent": r.random() < 0.2})
+    )
+    heads = forms.heads()
+    assert forms.fields == ("intent", "urgent")
+    assert forms.words == "JSON objects, labels at 'intent' and 'urgent', other fields constant"
+    assert heads is not None
+    assert set(heads) == set(forms.answers)
+    assert len(heads) == 8
+    assert len(set(heads.values())) == 8
+    assert [sorted({row[i] for row in heads.values()}) for i in (0, 1)] == [[0, 1, 2, 3], [0, 1]]
+    urgent = {label: "true" in label for label in heads}
+    assert len({(urgent[label], row[1]) for label, row in heads.items()}) == 2
+    assert '{"intent":"refund","queue":"billing","urgent":false}' in heads
+
+
+def test_answers_of_other_kinds_have_classes_of_their_own_beside_heads() -> None:
+    """A teacher that says a word now and then does not spoil the fields."""
+    objects = _objects(lambda r: {"intent": r.choice(_INTENTS), "urgent": r.random() < 0.5})
+    heads = _learn([*objects, *_texts("unclear", "unclear", "spam")]).heads()
+    assert heads is not None
+    assert len(heads) == len(set(heads.values())) == 10
+    assert heads["unclear"] < heads["spam"]  # seen twice: before what was seen once
+
+
+def test_a_rare_value_is_no_exception() -> None:
+    """A flag raised in one answer of a hundred is the decision, not noise on a constant field."""
+    forms = _learn(_objects(lambda r: {"lang": r.choice(["en", "fr"]), "flagged": r.random() < 0.01}, 5_000))
+    assert forms.fields == ("lang", "flagged")
+    pair = _objects(lambda r: {"flagged": (x := r.random() < 0.01), "why": "hate" if x else "none"}, 5_000)
+    assert sorted(_learn(pair).answers) == ["hate", "none"]
+
+
+def test_free_text_has_no_form_and_is_named() -> None:
+    """A field with a new value in every answer cannot be given locally."""
+    forms = _learn(_objects(lambda r: {"intent": r.choice(_INTENTS), "reason": f"because {r.random()}"}))
+    assert forms.answers == {}
+    assert forms.notes == [
+        "field 'reason' is free text (1,000 values in 1,000 answers): such answers cannot be given locally"
+    ]
+
+
+def test_a_reason_that_follows_from_the_label_is_no_free_text() -> None:
+    """The same words for the same label are a constant field of it."""
+    forms = _learn(_objects(lambda r: {"intent": (i := r.choice(_INTENTS)), "reason": f"it speaks of {i}"}))
+    assert sorted(forms.answers) == sorted(_INTENTS)
+
+
+def test_objects_without_or_with_ever_new_fields() -> None:
+    """An empty object is a label; keys that are data make no form, and no crash."""
+    assert list(_learn(_texts("{}", "{ }", "x")).answers) == ["{}", "x"]
+    forms = _learn(_objects(lambda r: {f"key {r.random()}": 1}))
+    assert forms.labels.count(None) > 900
+
+
+def test_tools_are_labels_by_name() -> None:
+    """With constant arguments the call is the answer, as the teacher writes it; without any, too."""
+    forms = _learn([_call("block_card", '{"now": true}')] * 5 + [_call("human", "{}")] * 5 + [_call("human", "")])
+    assert forms.answers == {
+        "block_card": _call("block_card", '{"now": true}'),
+        "human": _call("human", "{}"),
+    }
+    assert forms.words == "calls of 'block_card' and 'human'"
+
+
+def test_a_tool_with_a_few_argument_sets_has_a_label_for_each() -> None:
+    """Arguments stand in the name; a call with others is of no label known."""
+    calls = [_call("route", json.dumps({"queue": queue})) for queue in ("cards", "loans")] * 10
+    forms = _learn([*calls, _call("human", "{}"), _call("human", "{}")])
+    assert sorted(forms.answers) == ["human", 'route {"queue":"cards"}', 'route {"queue":"loans"}']
+    assert forms.label_of(_call("route", '{"queue":"cards"}')) == 'route {"queue":"cards"}'
+    assert forms.label_of(_call("route", '{"queue":"none"}')) is None
+    assert forms.label_of(_call("route", None)) is None
+    assert forms.label_of(Answer("human")) is None
+
+
+def test_open_arguments_are_left_to_an_llm() -> None:
+    """A tool whose calls seldom have arguments seen before is one label, arguments unknown."""
+    searches = [_call("search", json.dumps({"query": f"words {i}"})) for i in range(100)]
+    forms = _learn([*searches, *[_call("human", "{}")] * 10, *[_call("look", None)] * 10, *[_call("broken", "{")] * 10])
+    assert forms.answers == {
+        "search": _call("search", None),
+        "human": _call("human", "{}"),
+        "look": _call("look", None),
+        "broken": _call("broken", None),
+    }
+    assert forms.label_of(_call("search", '{"query": "something new"}')) == "search"
+    assert "arguments that an LLM must write" in forms.words
+
+
+@pytest.mark.parametrize(("known", "closed"), [(94, False), (96, True)])
+def test_arguments_are_closed_where_nearly_all_calls_repeat_some(known: int, closed: bool) -> None:
+    """At 95 of 100; then calls with arguments of their own are labels seen once."""
+    rest = [_call("route", json.dumps({"queue": f"q{i}"})) for i in range(100 - known)]
+    forms = _learn([*[_call("route", '{"queue": "cards"}')] * known, *rest])
+    assert ("route" in forms.answers) != closed
+    assert ('route {"queue":"cards"}' in forms.answers) == closed
+
+
+def test_names_are_unique_whatever_happens() -> None:
+    """The same word as text, number, string, tool and nothing at all."""
+    answers = [
+        *_texts("a", "a", " ", '{"x": "a"}', '{"x": "1"}', '{"x": 1}', '{"x": 1}', "1", '{"x": ""}', '{"x":"  "}')
+    ]
+    forms = _learn([*answers, _call("a", "{}"), _call("a", None), _call("1", "{}"), *_texts("a (2)", "(empty)")])
+    assert len(set(forms.answers)) == len(forms.answers) == len({label for label in forms.labels if label})
+    assert forms.labels[0] == "a"
+
+
+def test_lone_surrogates_and_nuls_can_be_kept() -> None:
+    """They become U+FFFD, as in a trace file."""
+    forms = _learn(_texts("a\ud800", "a\ud800", "b\x00", "b\x00", '{"x": "\\ud800"}', '{"x": "\\ud800"}'))
+    assert forms.labels[0] == "a\ufffd"
+    assert None not in forms.labels
+
+
+def test_kind_other_is_no_label() -> None:
+    """Prose, refusals and several calls are counted in a note, and are like no other answer."""
+    forms = _learn([*_texts("a", "b"), *[Answer("a", AnswerKind.OTHER)] * 3])
+    assert forms.labels == ["a", "b", None, None, None]
+    assert forms.notes[0].startswith("3 answers are no label")
+
+
+def test_mixed_answers_are_described_by_share() -> None:
+    """In words for people, the most frequent first."""
+    forms = _learn([*_texts("a") * 60, *_texts('{"x": 1}', '{"x": 2}') * 15, *[_call("t", "{}")] * 10])
+    assert forms.words == "plain text (60.0%); JSON objects, label at 'x' (30.0%); calls of 't' (10.0%)"
+
+
+def test_random_answers_keep_what_always_holds() -> None:
+    """Whatever is thrown at it: unique names, stable round trips, and every modal form is of its own label."""
+    generator = random.Random(7)
+    parts = [
+        "a",
+        "A",
+        ".",
+        '"',
+        " ",
+        "{",
+        "}",
+        ":",
+        "1",
+        "is",
+        "`",
+        "[",
+        ",",
+        "\n",
+        "intent: ",
+        '{"a": 1}',
+        '{"a": "b"}',
+    ]
+    for _ in range(150):
+        answers = []
+        for _ in range(60):
+            text = "".join(generator.choices(parts, k=generator.randint(1, 4)))
+            kind = generator.choice([AnswerKind.TEXT, AnswerKind.TEXT, AnswerKind.TOOL, AnswerKind.OTHER])
+            arguments = generator.choice([None, "", "{}", "{", '{"a": 1}', '{"a": 2}'])
+            answers.append(Answer(text, kind, arguments if kind is AnswerKind.TOOL else None))
+        forms = _learn(answers, merge=generator.random() < 0.7)
+        counts = Counter(label for label in forms.labels if label is not None)
+        assert counts == Counter(dict(forms.counts))
+        heads = forms.heads()
+        assert heads is None or len(set(heads.values())) == len(forms.answers)
