@@ -39,7 +39,7 @@ from tests.openai_resources import Resources
 # Asked for an answer, by path.
 SURFACES = {"/chat/completions": "chat", "/responses": "responses", "/decisions": "decisions"}
 # What a body that is no question of its surface raises when it is read as one.
-_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError)
+_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 
 Behaviour = Callable[["ScriptedTeacher", "Call", Receive, Send], Awaitable[None]]
 
@@ -437,7 +437,10 @@ _overloaded = _status(503, "server_error", "overloaded", (b"retry-after-ms", b"1
 async def _resource(teacher: ScriptedTeacher, call: Call, _receive: Receive, send: Send) -> None:
     content_type = call.header("content-type") or ""
     path = call.path.removeprefix("/v1/")
-    status, kind, body = teacher.resources.answer(call.method, path, content_type, call.body)
+    try:
+        status, kind, body = teacher.resources.answer(call.method, path, content_type, call.body)
+    except _UNREADABLE:
+        status, kind, body = 400, "application/json", error_body(400, "invalid_request_error", "unreadable")
     await _respond(send, status, [(b"content-type", kind.encode()), *exact_headers(call)], body)
 
 

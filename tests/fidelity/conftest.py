@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.fidelity.world import FORMS, World, make_world
+from tests.fidelity.world import World, make_world, projects
 from tests.scripted_teacher import ScriptedTeacher
 from tests.serving import ThreadedGateway, make_settings
 
@@ -70,11 +70,8 @@ def openai_teacher(world: World) -> Iterator[ScriptedTeacher]:
 @pytest.fixture(scope="session")
 def gateway(policies: Path, openai_teacher: ScriptedTeacher) -> Iterator[ThreadedGateway]:
     """A gateway that knows each form's application by its system prompt: nothing but the base URL changes."""
-    projects = {
-        form.name: {"policy": str(policies / form.name), "match": {"system_prompt": form.prompt}}
-        for form in FORMS.values()
-    }
-    with ThreadedGateway(make_settings(policies, {"projects": projects}, upstream=openai_teacher.url)) as running:
+    settings = make_settings(policies, {"projects": projects(policies)}, upstream=openai_teacher.url)
+    with ThreadedGateway(settings) as running:
         yield running
 
 

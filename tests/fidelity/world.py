@@ -161,6 +161,14 @@ def make_world(folder: Path) -> World:
     return world
 
 
+def projects(folder: Path) -> dict[str, Any]:
+    """The forms' applications as the gateway's settings: known by their system prompt, so that none has to change."""
+    return {
+        form.name: {"policy": str(folder / form.name), "match": {"system_prompt": form.prompt}}
+        for form in FORMS.values()
+    }
+
+
 def _trace(answer: Said, drawn: Trace) -> Trace:
     if answer.calls:
         name, arguments = answer.calls[0]
