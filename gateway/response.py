@@ -1,6 +1,5 @@
 """A label's answer as the object that `/v1/responses` gives: whole, or as its sequence of events."""
 
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import orjson
 
 from gateway.answer import SURROGATE_MODEL
+from gateway.encoding import encoded
 from gateway.wire import ModelRequest
 from policies.types import Answer, AnswerKind
 
@@ -28,7 +28,7 @@ _REPEATED: dict[str, Any] = {
     "truncation": "disabled",
     "user": None,
 }
-_USAGE = {
+NO_TOKENS = {
     "input_tokens": 0,
     "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
     "output_tokens": 0,
@@ -42,7 +42,7 @@ def render_response(
     answer: Answer, request: ModelRequest, call_id: str, model: str = SURROGATE_MODEL, usage: bytes | None = None
 ) -> bytes:
     """A completed response. `usage` is JSON: what `model` says it spent; None for nothing."""
-    return _dumps(_completed(answer, _response(request, call_id, model), usage))
+    return encoded(_completed(answer, _response(request, call_id, model), usage))
 
 
 def render_response_stream(
@@ -52,7 +52,7 @@ def render_response_stream(
     pieces = []
     for number, event in enumerate(_events(answer, _response(request, call_id, model), usage)):
         event["sequence_number"] = number
-        pieces.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), _dumps(event)))
+        pieces.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), encoded(event)))
     return b"".join(pieces)
 
 
@@ -148,12 +148,5 @@ def _completed(answer: Answer, started: dict[str, Any], usage: bytes | None) -> 
         "completed_at": int(time.time()),
         "output": [_item(answer, started["id"].removeprefix("resp_"))],
         "service_tier": "default",
-        "usage": _USAGE if usage is None else orjson.loads(usage),
+        "usage": NO_TOKENS if usage is None else orjson.loads(usage),
     }
-
-
-def _dumps(value: Any) -> bytes:
-    try:
-        return orjson.dumps(value)
-    except TypeError:  # a lone surrogate, or an integer beyond 64 bits, which the client sent and gets back
-        return json.dumps(value).encode()

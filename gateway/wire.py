@@ -21,6 +21,9 @@ _QUOTE, _COLON = b'":'
 _OPENING, _CLOSING = b"{[", b"}]"
 
 
+# Bytes that are read in milliseconds whatever they hold, and values (commas, colons, brackets) that are.
+_SURELY_QUICK = 262_144
+_MOST_VALUES = 200_000
 # Parts of a `/v1/responses` message, and what chat calls them.
 _PARTS = {"input_text": "text", "output_text": "text", "input_image": "image_url", "input_file": "file"}
 
@@ -42,6 +45,14 @@ class ModelRequest:
     model: str
     messages: list[dict[str, Any]]
     surface: Surface = Surface.CHAT
+
+
+def intricate(raw: bytes) -> bool:
+    """Whether reading the body would take so long that other calls had to wait for it: it is then relayed unread.
+
+    A body of megabytes is an image, one string; one with as many separate values is nobody's decision.
+    """
+    return len(raw) > _SURELY_QUICK and sum(map(raw.count, (b",", b"{", b"[", b":"))) > _MOST_VALUES
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -143,7 +154,7 @@ def _message(item: Any) -> dict[str, Any]:
             else part
             for part in content
         ]
-    return {"role": item["role"], "content": content}
+    return {**{key: value for key, value in item.items() if key != "type"}, "content": content}
 
 
 def _model_spans(raw: bytes) -> list[tuple[int, int]]:
