@@ -42,7 +42,7 @@ class Metrics:
         )
         self.upstream_seconds = Histogram(
             "tracer_upstream_seconds",
-            "Time an upstream took to its last byte.",
+            "Time from a call to the last byte of its answer, by upstream, with waits and retries.",
             ["upstream"],
             buckets=_REQUEST_BUCKETS,
             registry=registry,

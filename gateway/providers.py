@@ -10,10 +10,11 @@ import logging
 import os
 from typing import Any
 
-import orjson
+import httpx
 
-from gateway.errors import InvalidRequest, NotFound, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import InvalidRequest, NotFound, UpstreamBroken
 from gateway.headers import forwarded
+from gateway.provider_errors import answered
 from gateway.settings import UpstreamSettings
 from gateway.upstream import Origin, UpstreamAnswer, UpstreamCall
 from gateway.wire import parse_object
@@ -44,6 +45,13 @@ class ProviderUpstream:
         self._settings = settings
         self._api_key = api_key
         self._litellm: Any = None
+        # litellm hands all four to a few providers, and the read time-out to the others.
+        self._timeout = httpx.Timeout(
+            connect=settings.connect_timeout,
+            read=settings.read_timeout,
+            write=settings.write_timeout,
+            pool=settings.pool_timeout,
+        )
 
     async def start(self) -> None:
         """Import litellm."""
@@ -57,48 +65,36 @@ class ProviderUpstream:
     async def send(self, call: UpstreamCall) -> UpstreamAnswer:
         """Ask the provider. Its errors are answers, in OpenAI's shape and with its status."""
         if call.path != _CHAT or not isinstance(call.body, bytes):
-            raise NotFound(f"The upstream {self.name!r} ({self._settings.provider}) serves chat completions only.")
+            raise NotFound(f"The upstream {self.name!r} ({self._settings.provider}) serves /v1/chat/completions only.")
         body = {key: value for key, value in parse_object(call.body).items() if key not in _IGNORED}
         unknown = sorted(body.keys() - _PARAMETERS)
         if unknown:
             raise InvalidRequest(f"The upstream {self.name!r} does not take {unknown[0]!r}.", param=unknown[0])
+        streamed = bool(body.get("stream"))
+        answer: Any = None
         try:
             answer = await self._litellm.acompletion(
                 **body,
                 custom_llm_provider=self._settings.provider,
                 api_base=self._settings.base_url,
                 api_key=self._api_key or _bearer(call),
-                timeout=self._settings.read_timeout,
+                timeout=self._timeout,
                 max_retries=0,
+                # It would import a server's worth of packages, absent here, to look for tools this gateway has none of.
+                _skip_mcp_handler=True,
             )
+            # Some providers are asked only now, and a refusal can still be told as one.
+            first = await anext(answer, None) if streamed else None
         except Exception as error:  # noqa: BLE001 - litellm lets its providers' own exceptions through beside its own
-            return self._refusal(error)
-        if body.get("stream"):
-            return _StreamAnswer(answer, Origin(self.name))
+            status, headers, refusal = answered(error, self.name)
+            return _WholeAnswer(status, [_JSON, *headers], refusal, Origin(self.name))
+        except asyncio.CancelledError:
+            if streamed and answer is not None:
+                await answer.aclose()
+            raise
+        if streamed:
+            return _StreamAnswer(answer, first, Origin(self.name))
         return _WholeAnswer(200, [_JSON], answer.model_dump_json().encode(), Origin(self.name))
-
-    def _refusal(self, error: Exception) -> UpstreamAnswer:
-        """The provider's own status and message in OpenAI's shape; raises where it gave none."""
-        if isinstance(error, self._litellm.exceptions.Timeout):
-            raise UpstreamTimeout(f"The upstream {self.name!r} did not answer in time.") from error
-        status = getattr(error, "status_code", None)
-        if (
-            not isinstance(status, int)
-            or status < 400
-            or isinstance(error, self._litellm.exceptions.APIConnectionError)
-        ):
-            raise UpstreamUnreachable(f"The upstream {self.name!r} gave no answer ({type(error).__name__}).") from error
-        fields = {
-            "message": str(getattr(error, "message", error)),
-            "type": getattr(error, "type", None) or ("invalid_request_error" if status < 500 else "server_error"),
-            "param": getattr(error, "param", None),
-            "code": getattr(error, "code", None),
-        }
-        headers = [_JSON]
-        given = getattr(error, "litellm_response_headers", None) or {}
-        if retry_after := given.get("retry-after"):
-            headers.append((b"retry-after", str(retry_after).encode("latin-1")))
-        return _WholeAnswer(status, headers, orjson.dumps({"error": fields}, default=str), Origin(self.name))
 
 
 class _WholeAnswer:
@@ -117,18 +113,21 @@ class _WholeAnswer:
 
 
 class _StreamAnswer:
-    def __init__(self, chunks: Any, origin: Origin) -> None:
+    """A stream of litellm's; `first` has been taken from it, None where it was empty."""
+
+    def __init__(self, chunks: Any, first: Any, origin: Origin) -> None:
         self.status = 200
         self.origin = origin
         self.headers = [_EVENTS, (b"cache-control", b"no-cache")]
         self._chunks = chunks
+        self._first = first
         self._ended = False
 
     async def read(self) -> bytes:
         if self._ended:
             return b""
         try:
-            chunk = await anext(self._chunks)
+            chunk, self._first = self._first or await anext(self._chunks), None
         except StopAsyncIteration:
             self._ended = True
             # litellm says "stop" where a provider's stream just ended; a label cut short must not look whole.
@@ -137,12 +136,19 @@ class _StreamAnswer:
             return b"data: [DONE]\n\n"
         except Exception as error:  # litellm lets whatever its providers raise through in mid-stream
             raise UpstreamBroken(f"the answer broke off ({type(error).__name__})") from error
-        event: str = chunk.model_dump_json(exclude_none=True)
-        return f"data: {event}\n\n".encode()
+        return b"data: %b\n\n" % _event(chunk)
 
     async def close(self) -> None:
         if not self._ended:
             await self._chunks.aclose()
+
+
+def _event(chunk: Any) -> bytes:
+    if getattr(chunk, "usage", None) is not None and not any(choice.finish_reason for choice in chunk.choices):
+        # OpenAI's last event holds the usage and no choice; litellm's an empty one, which a client would read.
+        chunk.choices = []
+    event: str = chunk.model_dump_json(exclude_none=True)
+    return event.encode()
 
 
 def _import_litellm() -> Any:

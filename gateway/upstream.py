@@ -15,11 +15,11 @@ from weakref import WeakKeyDictionary, ref
 
 import aiohttp
 import yarl
-from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
 from gateway.errors import AnswerableError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 from gateway.headers import KEY_HEADERS, Headers, end_to_end, forwarded
+from gateway.request_body import PIECE, RequestBody, WriteStalled, whole
 from gateway.settings import UpstreamSettings
 
 _DEFAULT_PATH = "/v1"
@@ -27,8 +27,6 @@ _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 # Answers without a body, whose content-length, where there is one, is that of another answer.
 _EMPTY = frozenset({204, 304})
 _LONGEST_HEADER = 65_536
-# What is written at once under `write_timeout`; the HTTP client waits for the socket about as often.
-_PIECE = 65_536
 # A kept-alive connection that was closed while idle says so within a round trip; a call being worked on takes longer.
 _IDLE_CLOSE_SECONDS = 0.05
 # Set by aiohttp unless told otherwise; the client's own headers are the only ones to travel.
@@ -189,11 +187,11 @@ class HttpUpstream:
             raise UpstreamUnreachable(f"The upstream {self.name!r} answered with status {response.status}.")
         return response
 
-    def _data(self, call: UpstreamCall) -> "bytes | _Body | None":
+    def _data(self, call: UpstreamCall) -> bytes | RequestBody | None:
         if not isinstance(call.body, bytes):
-            return _Body(call.body, None, self._settings.write_timeout)
-        if len(call.body) > _PIECE:
-            return _Body(_pieces(call.body), len(call.body), self._settings.write_timeout)
+            return RequestBody(call.body, None, self._settings.write_timeout)
+        if len(call.body) > PIECE:
+            return RequestBody(whole(call.body), len(call.body), self._settings.write_timeout)
         # One piece, which the system takes at once.
         return None if not call.body and call.method in _BODILESS else call.body
 
@@ -207,48 +205,6 @@ class HttpUpstream:
         if self._authorization is not None:
             kept.append((b"authorization", self._authorization))
         return CIMultiDict((n.decode("latin-1"), _text(v)) for n, v in kept)
-
-
-class _WriteStalled(TimeoutError):  # noqa: N818
-    """The upstream took nothing of a request's body for `write_timeout`."""
-
-
-class _Body(aiohttp.Payload):
-    """A request body of `size` bytes (None: unknown), each piece of which must be taken within `seconds`."""
-
-    def __init__(self, pieces: AsyncIterator[bytes], size: int | None, seconds: float) -> None:
-        super().__init__(pieces)
-        self._size = size
-        self._pieces = pieces
-        self._seconds = seconds
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002
-        """A body on its way has no text."""
-        raise TypeError("a body on its way cannot be decoded")
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write what comes as it comes; only the upstream's part of the time counts."""
-        transport: asyncio.WriteTransport | None = getattr(writer, "transport", None)
-        try:
-            async for piece in self._pieces:
-                for start in range(0, len(piece), _PIECE):
-                    await self._write(writer, piece[start : start + _PIECE])
-        except BaseException:
-            # Closed, the connection would stay until the upstream had taken all that it does not take.
-            if transport is not None:
-                transport.abort()
-            raise
-
-    async def _write(self, writer: AbstractStreamWriter, piece: bytes) -> None:
-        try:
-            async with asyncio.timeout(self._seconds):
-                await writer.write(piece)
-        except TimeoutError:
-            raise _WriteStalled from None
-
-
-async def _pieces(body: bytes) -> AsyncIterator[bytes]:
-    yield body
 
 
 @dataclass(slots=True)
@@ -347,7 +303,7 @@ def translate(error: Exception, upstream: str) -> AnswerableError:
         return UpstreamTimeout(
             f"The upstream {upstream!r} could not be connected to in time (connect_timeout).", "connect_timeout"
         )
-    if isinstance(error, _WriteStalled):
+    if isinstance(error, WriteStalled):
         return UpstreamTimeout(
             f"The upstream {upstream!r} stopped taking the request (write_timeout).", "write_timeout"
         )

@@ -20,8 +20,9 @@ _LAYERS = 8
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)\n?\s*```", re.DOTALL | re.IGNORECASE)
 # What parts "Intent: refund", "label = refund", "the intent is refund" in two.
 _SEPARATOR = re.compile(r"(?:[:=>\u2192]|\bis\b|\s-)[\"'`*]*")
-# An introduction is a few words; what is longer is prose.
+# An introduction is a few words, and so is a label; what is longer is prose.
 _LONGEST_PREFIX = 60
+_LONGEST_INTRODUCED = 160
 # "card: lost" beside "lost" may be chance, and so may another; at three the words in front are an introduction.
 _FEWEST_INTRODUCED = 3
 
@@ -44,9 +45,9 @@ class Normaliser:
         if answer.kind is AnswerKind.TOOL:
             name = json.dumps(answer.text)
             return f"tool {name}" if answer.text in self.open_tools else f"tool {name} {arguments_key(answer)}"
-        found = parse_object(answer.text)
+        found = _read_object(answer.text)
         if found is not None:
-            return f"json {canonical(found)}"
+            return f"json {found[1]}"
         return f"text {self._bare(plain_key(answer.text))}" if self.merging else f"text {answer.text}"
 
     def _bare(self, key: str) -> str:
@@ -76,23 +77,28 @@ def plain_key(text: str) -> str:
 
 
 def introductions(keys: Collection[str]) -> tuple[str, ...]:
-    """The prefixes of plain keys that stand before three and more keys which also occur without it, longest first."""
+    """The prefix of plain keys that stands before three and more keys which also occur without it; none or one.
+
+    Several such prefixes are no manner of speaking: they tell the labels under one heading from those under another.
+    """
     introduced: dict[str, set[str]] = {}
     for key in keys:
+        if len(key) > _LONGEST_INTRODUCED:
+            continue
         for match in _SEPARATOR.finditer(key, 0, _LONGEST_PREFIX):
             rest = plain_key(key[match.end() :])
             if rest in keys:
                 introduced.setdefault(key[: match.end()], set()).add(rest)
     found = [prefix for prefix, rests in introduced.items() if len(rests) >= _FEWEST_INTRODUCED]
-    return tuple(sorted(found, key=lambda prefix: (-len(prefix), prefix)))
+    return tuple(found) if len(found) == 1 else ()
 
 
 def arguments_key(answer: Answer) -> str:
     """A tool call's arguments in canonical JSON, `{}` where it has none; empty where they are unknown or no object."""
     if answer.arguments is None:
         return ""
-    found = parse_object(answer.arguments or "{}")
-    return "" if found is None else canonical(found)
+    found = _read_object(answer.arguments or "{}")
+    return "" if found is None else found[1]
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
@@ -100,6 +106,22 @@ def parse_object(text: str) -> dict[str, Any] | None:
 
     None also where a key stands twice or a number is none (NaN, Infinity, 1e999): readers disagree on what that means.
     """
+    found = _read_object(text)
+    return None if found is None else found[0]
+
+
+def canonical(value: Any) -> str:
+    """One text for equal JSON values: keys sorted, no white space."""
+    return _ENCODER.encode(value)
+
+
+def compact(value: Any) -> str:
+    """JSON for people: keys as they came, no white space, every letter as it is."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _read_object(text: str) -> tuple[dict[str, Any], str] | None:
+    """(the object, its canonical form) of `parse_object`."""
     bare = text.strip()
     if bare.startswith("```"):
         fenced = _FENCED.fullmatch(bare)
@@ -107,23 +129,10 @@ def parse_object(text: str) -> dict[str, Any] | None:
     if not (bare.startswith("{") and bare.endswith("}")):
         return None
     try:
-        found: dict[str, Any] = json.loads(
-            bare, object_pairs_hook=_unique, parse_float=_number, parse_constant=_no_number
-        )
-        canonical(found)
+        found: dict[str, Any] = _DECODER.decode(bare)
+        return found, canonical(found)
     except (ValueError, RecursionError):
         return None
-    return found
-
-
-def canonical(value: Any) -> str:
-    """One text for equal JSON values: keys sorted, no white space."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def compact(value: Any) -> str:
-    """JSON for people: keys as they came, no white space, every letter as it is."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -142,3 +151,7 @@ def _number(text: str) -> int | float:
 
 def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_number, parse_constant=_no_number)
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))

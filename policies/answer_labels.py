@@ -42,8 +42,10 @@ class Labelled:
 def label_answers(answers: Sequence[Answer], merge: bool) -> Labelled:
     """Labels of `answers`; without `merge` every spelling of a text is one of its own."""
     counts = Counter(answers)
-    normaliser = _normaliser(counts, merge)
+    normaliser = Normaliser(merge, (), _open_tools(counts))
     groups = _grouped(counts, normaliser)
+    if merge:
+        normaliser, groups = _without_introductions(normaliser, groups, counts)
     structures = list(_structures(groups, normaliser))
     deviating = frozenset[str]().union(*(found.deviating for found in structures))
     label_of_key = _named([key for key in groups if key not in deviating], groups, structures)
@@ -88,18 +90,6 @@ class _Structure:
         return tuple(self.rows[key].get(path, MISSING) for path in self.fields.heads)
 
 
-def _normaliser(counts: Counter[Answer], merge: bool) -> Normaliser:
-    normaliser = Normaliser(merge, (), _open_tools(counts))
-    if not merge:
-        return normaliser
-    texts = {
-        key.removeprefix("text ")
-        for answer in counts
-        if (key := normaliser.key(answer)) is not None and key.startswith("text ")
-    }
-    return replace(normaliser, prefixes=introductions(texts))
-
-
 def _open_tools(counts: Counter[Answer]) -> tuple[str, ...]:
     """Names of the tools whose arguments are not among a few known ones."""
     tools: dict[str, Counter[str]] = {}
@@ -120,6 +110,17 @@ def _grouped(counts: Counter[Answer], normaliser: Normaliser) -> _Groups:
         if key is not None:
             groups.setdefault(storable(key), Counter())[answer] += count
     return groups
+
+
+def _without_introductions(
+    normaliser: Normaliser, groups: _Groups, counts: Counter[Answer]
+) -> tuple[Normaliser, _Groups]:
+    """The groups again, where texts have introductions in common."""
+    prefixes = introductions({key.removeprefix("text ") for key in groups if key.startswith("text ")})
+    if not prefixes:
+        return normaliser, groups
+    normaliser = replace(normaliser, prefixes=prefixes)
+    return normaliser, _grouped(counts, normaliser)
 
 
 def _structures(groups: _Groups, normaliser: Normaliser) -> Iterator[_Structure]:

@@ -1,8 +1,9 @@
 """The policy folder: versions side by side, and one manifest that says which of them is served.
 
     PATH/manifest.json                  names every file of the served version by path, size and SHA-256
-    PATH/versions/<version>/...         model.onnx (and model_2.onnx of a cascade), tokenizer.json, certificate.json,
-                                        frontier.json, report.json, traces.jsonl
+    PATH/versions/<version>/...         model.onnx (and model_2.onnx of a cascade, model_field_2.onnx of an answer of
+                                        several fields), tokenizer.json, certificate.json, frontier.json, report.json,
+                                        traces.jsonl
     PATH/encoders/<sha256>/...          what the transformer or endpoint block needs; versions share it
 
 A version is written whole, flushed to disk, and only then does one rename of `manifest.json` make it the served one: a
@@ -72,17 +73,24 @@ class File:
 
 
 @dataclass(frozen=True)
-class StageEntry:
-    """One stage as it is served: the role of its graph, its thresholds, and what the graph is fed.
-
-    `threshold` is the accept score to reach (None: nothing but protected labels is answered), `guard_threshold` the
-    guard value. `n_lexical_tokens` is the offset of the
-    bigrams (None: no lexical block), `tokens` and `encoded` whether the graph reads token ids, and a vector.
-    """
+class HeadEntry:
+    """One field of the answer in a stage: the role of its graph, and the guard value to reach."""
 
     model: str
-    threshold: float | None
     guard_threshold: float
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One stage as it is served: its heads, one a field of the answer, and what their graphs are fed.
+
+    `threshold` is the accept score to reach (None: nothing but protected labels is answered), the product of the
+    heads'. `n_lexical_tokens` is the offset of the bigrams (None: no lexical block), `tokens` and `encoded` whether
+    the graphs read token ids, and a vector.
+    """
+
+    heads: list[HeadEntry]
+    threshold: float | None
     tokens: bool
     n_lexical_tokens: int | None
     encoded: bool
@@ -106,9 +114,9 @@ class Manifest:
 
     `threshold` is the last stage's, or None. `protected` maps labels that have a threshold of their own to it;
     None: never answered. `frontier` has the certified targets, lowest first; they hold jointly at the certificate's
-    confidence.
-    `answers` has the teacher's answer for each label, `input_form` the template that messages
-    are built from, None where they are read whole.
+    confidence. `combinations` has for each label its class in each head, nothing for a label that cannot be said; it is
+    empty where one head says the label itself. `answers` has the teacher's answer for each label, `input_form`
+    the template that messages are built from, None where they are read whole.
     """
 
     version: str
@@ -121,6 +129,7 @@ class Manifest:
     stages: list[StageEntry]
     protected: dict[str, float | None]
     frontier: list[FrontierEntry]
+    combinations: list[list[int]]
     max_chars: int
     n_traces: int
     n_labels: int
@@ -302,7 +311,9 @@ def _parse_manifest(found: object, where: str) -> Manifest:
     body = {key: value for key, value in found.items() if key != "checksum"}
     try:
         body["certificate"] = Certificate(**body["certificate"])
-        body["stages"] = [StageEntry(**entry) for entry in body["stages"]]
+        body["stages"] = [
+            StageEntry(**entry | {"heads": [HeadEntry(**head) for head in entry["heads"]]}) for entry in body["stages"]
+        ]
         body["frontier"] = [FrontierEntry(**entry) for entry in body["frontier"]]
         body["files"] = {role: File(**entry) for role, entry in body["files"].items()}
         body["answers"] = AnswerForms.from_dict(body["answers"])

@@ -1,5 +1,7 @@
 """Calibration: from softmax and accept score to probabilities that mean what they say. numpy only."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,18 @@ def calibrated(shares: NDArray[np.float64], top: int, score: float) -> NDArray[n
     first = max(score, largest / (1 + largest))
     # Rounding must not put the rival in front after all.
     return np.insert(np.minimum((1 - first) * parts, first), top, first)
+
+
+def jointly(fields: Sequence[NDArray[np.float64]], classes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Shares of K labels, (K,), that add up to 1: the product of each field's probabilities at the label's classes.
+
+    `classes` (K, H) has -1 for a label that cannot be said. What the product gives to combinations that are no label is
+    spread over those that are, in proportion.
+    """
+    parts = [field[own] for field, own in zip(fields, classes.T, strict=True)]
+    found = np.where((classes >= 0).all(axis=1), np.prod(parts, axis=0), 0.0)
+    total = float(found.sum())
+    return found / total if total > 0 else np.full(len(found), 1 / len(found))
 
 
 def calibration_bins(

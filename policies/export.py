@@ -88,40 +88,55 @@ def build_graph(fitted: Fitted) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def check_graph(
-    graph: bytes,
+def check_graphs(
+    graphs: Sequence[bytes],
     inputs: Iterable[Mapping[str, NDArray[Any]]],
-    fitted: Fitted,
-    expected: tuple[Table, Floats],
+    fitted: Sequence[Fitted],
+    expected: Sequence[tuple[Table, Floats]],
     thresholds: Sequence[float],
 ) -> None:
-    """Raise ExportError where the graph decides differently from the fitted model on any input.
+    """Raise ExportError where a stage's graphs, one a field, decide differently from the fitted models on any input.
 
-    `inputs` is what the graph is fed, row by row; `expected` are the fitted model's table and logit gap of the same
-    rows; `thresholds` the accept scores that matter.
+    `inputs` is what the graphs are fed, row by row; `expected` are each fitted model's table and logit gap of the same
+    rows; `thresholds` the accept scores of the whole answer that matter.
     """
-    session = open_session(graph)
-    table, gap = expected
-    accept, guard = fitted.acceptor.log_odds(table), fitted.guard.values(table)
+    sessions = [open_session(graph) for graph in graphs]
+    tables = [table for table, _ in expected]
+    guards = [head.guard.values(table) for head, table in zip(fitted, tables, strict=True)]
+    odds = np.array([head.acceptor.log_odds(table) for head, table in zip(fitted, tables, strict=True)])
+    accept = _odds_of_all(odds)
     limits = [float(np.log(limit / (1 - limit))) for limit in thresholds if 0 < limit < 1]
+    # The log-odds of a product move by no more than those of its factors together.
+    tolerance = _TOLERANCE * len(sessions)
     for i, row in enumerate(inputs):
-        label, score, value = run_session(session, row)
-        if gap[i] <= _TOLERANCE:
+        said = [run_session(session, row) for session in sessions]
+        if any(gap[i] <= _TOLERANCE for _, gap in expected):
             continue
-        if label != table.predicted[i]:
-            raise ExportError(f"row {i}: the graph says label {label}, the model {table.predicted[i]}")
+        labels, known = [label for label, _, _ in said], [int(table.predicted[i]) for table in tables]
+        if labels != known:
+            raise ExportError(f"row {i}: the graph says label {_shown(labels)}, the model {_shown(known)}")
+        score = float(np.prod([score for _, score, _ in said]))
         found = np.log(score / (1 - score)) if 0 < score < 1 else np.copysign(np.inf, score - 0.5)
-        sides = [((found >= limit) == (accept[i] >= limit), abs(accept[i] - limit)) for limit in limits]
-        sides.append(
-            (
-                (value >= fitted.guard.threshold) == (guard[i] >= fitted.guard.threshold),
-                abs(guard[i] - fitted.guard.threshold),
-            )
-        )
-        if any(not same and distance > _TOLERANCE for same, distance in sides):
-            raise ExportError(
-                f"row {i}: the graph scores {found:.6f}, {value:.6f}; the model {accept[i]:.6f}, {guard[i]:.6f}"
-            )
+        sides = [((found >= limit) == (accept[i] >= limit), abs(accept[i] - limit) / tolerance) for limit in limits]
+        for (_, _, value), guard, head in zip(said, guards, fitted, strict=True):
+            limit = head.guard.threshold
+            sides.append(((value >= limit) == (guard[i] >= limit), abs(guard[i] - limit) / _TOLERANCE))
+        if any(not same and distance > 1 for same, distance in sides):
+            values = _shown([f"{value:.6f}" for _, _, value in said])
+            own = _shown([f"{guard[i]:.6f}" for guard in guards])
+            raise ExportError(f"row {i}: the graph scores {found:.6f}, {values}; the model {accept[i]:.6f}, {own}")
+
+
+def _odds_of_all(odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-odds (n,) of the product of the probabilities whose log-odds (H, n) are given."""
+    if len(odds) == 1:
+        return np.asarray(odds[0])
+    logs = -np.logaddexp(0, -odds).sum(axis=0)
+    return np.asarray(logs - np.log(-np.expm1(np.minimum(logs, -1e-300))))
+
+
+def _shown(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _rows(writer: GraphWriter, fitted: Fitted, dense: list[tuple[str, int]]) -> tuple[list[str], str]:

@@ -29,7 +29,7 @@ from policies.forms import Forms
 from policies.judging import Judged, judge
 from policies.learning import Learned, Progress, learn, silent
 from policies.policy import Policy, read_encoder
-from policies.serving import export_stages, frontier_entries
+from policies.serving import combinations, export_stages, frontier_entries
 from policies.settings import FeatureSpec, FitConfig
 from policies.traces import merge, read_traces, to_line
 from policies.types import Trace
@@ -201,7 +201,7 @@ def _option(
         learned = learn(forms.traces, named, spec, embeddings, progress, encoder, forms.answers.heads())
         progress("gate", 0.82)
         judged = _with_forms(judge(learned, named, n_options), forms)
-        stages: list[tuple[StageEntry, bytes]] = []
+        stages: list[tuple[StageEntry, dict[str, bytes]]] = []
         if judged.ruling is not None and not judged.certificate.refused:
             progress("export", 0.88)
             stages = export_stages(learned, judged, config)
@@ -216,6 +216,7 @@ def _option(
         stages=[entry for entry, _ in stages],
         protected=judged.thresholds.named(learned.labels) if stages else {},
         frontier=frontier_entries(judged, len(stages)) if stages else [],
+        combinations=combinations(learned, judged) if stages else [],
         max_chars=MAX_CHARS,
         n_traces=len(traces),
         n_labels=len(learned.teacher_counts),
@@ -225,7 +226,7 @@ def _option(
         answers=forms.answers.only(learned.labels),
         input_form=forms.input_form,
     )
-    found = _Option(manifest, learned, judged, {entry.model: graph for entry, graph in stages})
+    found = _Option(manifest, learned, judged, {role: graph for _, graphs in stages for role, graph in graphs.items()})
     return found if n_options == 1 else replace(found, microseconds=_mean_microseconds(found, traces))
 
 
@@ -249,7 +250,7 @@ def _mean_microseconds(option: _Option, traces: list[Trace]) -> float | None:
     if not policy.slow:
         return quick * 1e6
     undecided = [text for text in texts if policy.decide_quickly(text) is None] or texts[:1]
-    answered_early = option.judged.report["handled_by_stage"][0] if len(option.graphs) > 1 else 0.0
+    answered_early = option.judged.report["handled_by_stage"][0] if len(option.manifest.stages) > 1 else 0.0
     return (quick + (1 - answered_early) * _mean_seconds(policy.decide, undecided)) * 1e6
 
 

@@ -222,7 +222,7 @@ def _as_served(
         handled, labels = _handled(found, thresholds)
         return handled, labels == found.truth
     pairs = zip(ruling.measurement.stages, found.measurement.stages, strict=True)
-    decided = found.measurement.decided([served.scores_of(own.table) for served, own in pairs])
+    decided = found.measurement.decided([served.scores_of(own) for served, own in pairs])
     handled, labels = _handled(replace(found, decided=decided.at(found.kept)), thresholds)
     return handled, labels == found.truth
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from policies.encoders import Encoder
 from policies.engines import engine
 from policies.errors import FitError
+from policies.fields import FEWEST, Fields, most_classes
 from policies.folds import near_duplicates
 from policies.measuring import Measurement, Task, measure, n_models
 from policies.reading import Reading, read_given, read_texts
@@ -23,8 +24,6 @@ from policies.types import FAIR_REASONS, AnswerKind, Trace
 
 Progress = Callable[[str, float], None]
 
-# A label must be seen this often to be learned: seen once, no fold can both learn it and be asked for it.
-_FEWEST_OF_A_LABEL = 2
 _FEWEST_TRACES = 20
 _MOST_LABELS = 5_000
 
@@ -106,7 +105,7 @@ def prepare(
     unknown = [label for label in config.protect if label not in nothing.teacher_counts]
     if unknown:
         raise FitError(f"protect: no trace has the label {unknown[0]!r}")
-    problem = obstacle(len(traces), nothing.labels, nothing.teacher_counts)
+    problem = obstacle(len(traces), nothing.labels, nothing.teacher_counts, most_classes(heads))
     if problem is not None:
         return replace(nothing, problem=problem)
     progress("features", 0.0)
@@ -138,6 +137,7 @@ def prepare(
         seed=config.seed,
         jobs=config.jobs or joblib.cpu_count(),
         neighbours=config.neighbours,
+        parts=_parts(traces, nothing, reading),
     )
     return replace(
         nothing, truth=truth, groups=groups, near=near, same=same, readable=reading.readable, reading=reading, task=task
@@ -148,8 +148,7 @@ def _measure_all(
     task: Task, config: FitConfig, near: NDArray[np.int64], progress: Progress
 ) -> tuple[Task, tuple[Measurement, ...], tuple[Trial, ...]]:
     """Random folds for every candidate; the other measurements for the one that agrees most."""
-    n = len(task.truth)
-    total = n_models(n, len(task.stages)) * (len(config.surrogates) + len(MEASUREMENTS) - 1)
+    total = n_models(task) * (len(config.surrogates) + len(MEASUREMENTS) - 1)
     fitted = 0
 
     def on_fit(models: int) -> None:
@@ -163,7 +162,7 @@ def _measure_all(
         tried = replace(task, candidate=name)
         found = measure(tried, "iid", near, on_fit)
         assert found is not None  # noqa: S101 - `prepare` has seen to it that there are enough inputs
-        agreement = float((found.stages[-1].table.predicted == task.truth[found.rows]).mean())
+        agreement = float((found.stages[-1].predicted == task.truth[found.rows]).mean())
         trials.append(Trial(name, agreement, perf_counter() - started))
         if best is None or agreement > best[0]:
             best = agreement, tried, found
@@ -173,11 +172,13 @@ def _measure_all(
     return task, (iid, *(found for found in others if found is not None)), tuple(trials)
 
 
-def obstacle(n: int, labels: list[str], counts: Counter[str]) -> str | None:
+def obstacle(n: int, labels: list[str], counts: Counter[str], n_classes: int | None = None) -> str | None:
     """Why nothing can be learned from n traces, as far as counting tells; None where it can.
 
-    `labels` were seen often enough to be learned, `counts` has all of them.
+    `labels` were seen often enough to be learned, `counts` has all of them. `n_classes`: of the field that has most,
+    where answers have several; their combinations may be many.
     """
+    different = len(counts) if n_classes is None else n_classes
     if n < _FEWEST_TRACES:
         return f"{n} traces are too few to learn from: at least {_FEWEST_TRACES}"
     if not counts:
@@ -185,16 +186,16 @@ def obstacle(n: int, labels: list[str], counts: Counter[str]) -> str | None:
     if len(counts) == 1:
         return "every trace has the same label: there is nothing to decide"
     if len(labels) < 2:
-        return f"fewer than two labels were seen {_FEWEST_OF_A_LABEL} times or more"
-    if len(labels) > _MOST_LABELS or len(counts) >= n / 2:
-        return f"{len(counts)} different labels in {n} traces: this does not look like a decision among fixed labels"
+        return f"fewer than two labels were seen {FEWEST} times or more"
+    if different > _MOST_LABELS or different >= n / 2:
+        return f"{different} different labels in {n} traces: this does not look like a decision among fixed labels"
     return None
 
 
 def _nothing(traces: list[Trace]) -> Learned:
     n = len(traces)
     counts = Counter(trace.teacher for trace in traces if trace.kind is not AnswerKind.OTHER)
-    labels = sorted(label for label, count in counts.items() if count >= _FEWEST_OF_A_LABEL)
+    labels = sorted(label for label, count in counts.items() if count >= FEWEST)
     index = {label: i for i, label in enumerate(labels)}
     weights = np.array([trace.weight for trace in traces])
     return Learned(
@@ -211,6 +212,15 @@ def _nothing(traces: list[Trace]) -> Learned:
         same=np.arange(n),
         readable=np.zeros(n, np.bool_),
     )
+
+
+def _parts(traces: list[Trace], nothing: Learned, reading: Reading) -> Fields | None:
+    """The fields of the answer where it has several. What cannot be read has no class in any."""
+    if nothing.heads is None:
+        return None
+    rows = zip(traces, reading.readable.tolist(), strict=True)
+    answers = [trace.teacher if read and trace.kind is not AnswerKind.OTHER else None for trace, read in rows]
+    return Fields.parted(nothing.heads, nothing.labels, answers)
 
 
 def _groups(traces: list[Trace], embeddings: NDArray[np.float32] | None) -> NDArray[np.int64]:

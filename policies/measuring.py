@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from policies.acceptor import Acceptor, Table, describe, fit_acceptor
 from policies.blocks import Features, chunks
 from policies.candidates import Surrogate, fit_candidate, merge_models
+from policies.fields import Fields, jointly
 from policies.folds import FOLDS, balanced_folds, random_folds
 from policies.guard import Guard, fit_guard
 from policies.reading import StageInput
@@ -34,17 +35,13 @@ _PARALLEL_FROM = 4_000
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One fitted stage of a measurement. Row-wise arrays belong to the measurement's rows.
-
-    `accept_scores` are cross-fitted, -inf outside the guard.
-    """
+class Head:
+    """One field of the answer in one stage; `table` belongs to the measurement's rows."""
 
     models: list[Surrogate]
     acceptor: Acceptor
     guard: Guard
     table: Table
-    accept_scores: NDArray[np.float64]
 
     def scores_of(self, table: Table) -> NDArray[np.float64]:
         """Accept scores of other rows, -inf outside the guard."""
@@ -53,24 +50,43 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One fitted stage of a measurement, a head for each field. Row-wise arrays belong to the measurement's rows.
+
+    `predicted` is the label that all heads make together, `fields.UNSAID` where they make none; `accept_scores` are
+    cross-fitted, -inf outside the guard of any head.
+    """
+
+    heads: tuple[Head, ...]
+    predicted: Labels
+    accept_scores: NDArray[np.float64]
+
+    def scores_of(self, other: "Stage") -> NDArray[np.float64]:
+        """Accept scores of another measurement's rows by this stage's acceptors and guards."""
+        pairs = zip(self.heads, other.heads, strict=True)
+        return jointly([own.scores_of(head.table) for own, head in pairs], other.predicted)
+
+
+@dataclass(frozen=True)
 class Measurement:
     """`rows` (m,): the traces that were scored, by models that have seen neither them nor their like; `readable` (m,):
-    whether they hold anything to decide on."""
+    whether they hold anything to decide on; `known` (K,): the labels that what was learned may say."""
 
     name: str
     rows: NDArray[np.int64]
     readable: NDArray[np.bool_]
     stages: tuple[Stage, ...]
+    known: NDArray[np.bool_]
 
     def decided(self, others: Sequence[NDArray[np.float64]] | None = None) -> "Decided":
         """What the stages say together, with their own accept scores or with others of the same rows."""
         given = [stage.accept_scores for stage in self.stages] if others is None else others
         scores = [np.where(self.readable, found, -np.inf) for found in given]
-        last = self.stages[-1].table.predicted
+        last = self.stages[-1].predicted
         if len(self.stages) == 1:
             return Decided(scores[0], np.full(len(self.rows), -np.inf), last, last)
         early = lifted(scores[0])
-        return Decided(np.maximum(early, scores[1]), early, self.stages[0].table.predicted, last)
+        return Decided(np.maximum(early, scores[1]), early, self.stages[0].predicted, last)
 
 
 @dataclass(frozen=True)
@@ -110,7 +126,8 @@ def early_threshold(threshold: float) -> float:
 @dataclass(frozen=True)
 class Task:
     """What is to be learned: `truth` (n,) label indices, -1 for rows that are scored but not learned from; `groups`
-    (n,) numbers equal inputs; `order` (n,) rows by age, oldest first; `neighbours`: whether the acceptor asks them."""
+    (n,) numbers equal inputs; `order` (n,) rows by age, oldest first; `neighbours`: whether the acceptor asks them;
+    `parts`: the fields of the answer where it has several."""
 
     stages: tuple[StageInput, ...]
     truth: Labels
@@ -123,6 +140,12 @@ class Task:
     seed: int
     jobs: int
     neighbours: bool = False
+    parts: Fields | None = None
+
+    @property
+    def fields(self) -> Fields:
+        """What is to be predicted: the parts of the label, or the label itself."""
+        return self.parts or Fields.whole(self.truth, self.n_labels)
 
 
 def measure(
@@ -143,7 +166,7 @@ def measure(
     held = held or held_out(len(folds))
     scored = np.flatnonzero(folds < held)
     stages = [_cross_fit(task, stage, folds, held, groups, on_fit) for stage in task.stages]
-    return Measurement(name, scored, task.readable[scored], tuple(stages))
+    return Measurement(name, scored, task.readable[scored], tuple(stages), task.fields.known(task.truth))
 
 
 def _measure_newest(task: Task, on_fit: Callable[[int], None]) -> Measurement:
@@ -157,12 +180,16 @@ def _measure_newest(task: Task, on_fit: Callable[[int], None]) -> Measurement:
     folds = np.full(len(task.truth), -1, np.int64)
     folds[older] = random_folds(task.groups[older], task.seed)
     held = held_out(len(older))
+    known = task.fields.known(task.truth[older])
     stages = []
     for stage in task.stages:
         learned = _cross_fit(task, stage, folds, held, task.groups, on_fit)
-        table = score(merge_models(learned.models), stage.features, newer)
-        stages.append(replace(learned, table=table, accept_scores=learned.scores_of(table)))
-    return Measurement("newest", newer, task.readable[newer], tuple(stages))
+        tables = (score(merge_models(head.models), stage.features, newer) for head in learned.heads)
+        heads = tuple(replace(head, table=table) for head, table in zip(learned.heads, tables, strict=True))
+        said = task.fields.labels_of(_classes(heads), known)
+        scored = replace(learned, heads=heads, predicted=said)
+        stages.append(replace(scored, accept_scores=learned.scores_of(scored)))
+    return Measurement("newest", newer, task.readable[newer], tuple(stages), known)
 
 
 def _cross_fit(
@@ -170,16 +197,46 @@ def _cross_fit(
 ) -> Stage:
     """One stage on the first `held` folds; rows of fold -1 take no part."""
     scored = np.flatnonzero((folds >= 0) & (folds < held))
-    models, tables = _fit_folds(task, stage, folds, held, on_fit)
+    found = [_cross_fit_head(task, stage, field, folds, held, groups, on_fit) for field in range(len(task.fields))]
+    heads = tuple(head for head, _ in found)
+    classes, said = _classes(heads), np.zeros(len(scored), np.int64)
+    for fold in range(held):
+        # A combination that only the held-out rows have must not be known when they are asked.
+        rows, learned = folds[scored] == fold, task.truth[(folds >= 0) & (folds != fold)]
+        said[rows] = task.fields.labels_of(classes[rows], task.fields.known(learned))
+    return Stage(heads, said, jointly([scores for _, scores in found], said))
+
+
+def _classes(heads: Sequence[Head]) -> NDArray[np.int64]:
+    """What each head says of each row, (m, H)."""
+    return np.column_stack([head.table.predicted for head in heads])
+
+
+def _cross_fit_head(
+    task: Task,
+    stage: StageInput,
+    field: int,
+    folds: Folds,
+    held: int,
+    groups: Groups,
+    on_fit: Callable[[int], None],
+) -> tuple[Head, NDArray[np.float64]]:
+    """One field's head, and its cross-fitted accept scores, -inf outside its guard."""
+    fields = task.fields
+    truth, n_classes = fields.truth[:, field], fields.sizes[field]
+    scored = np.flatnonzero((folds >= 0) & (folds < held))
+    how = task.candidate, n_classes, task.seed, task.neighbours
+    models, tables = _fit_folds((stage.features, truth, folds), held, how, task.jobs, on_fit)
     table = _in_order(tables, folds, held)
     # What cannot be read is never handled, and tells nothing about what can.
     kept = np.flatnonzero(task.readable[scored])
     rows, seen = scored[kept], table.take(kept)
-    acceptor, crossed = fit_acceptor(seen, seen.predicted == task.truth[rows], groups[rows], task.n_labels, task.seed)
-    guard = fit_guard(seen, task.guard_budget)
+    acceptor, crossed = fit_acceptor(seen, seen.predicted == truth[rows], groups[rows], n_classes, task.seed)
+    # All heads together may turn away no more than one would.
+    guard = fit_guard(seen, task.guard_budget / len(fields))
     scores = np.full(len(scored), -np.inf)
     scores[kept] = np.where(guard.values(seen) >= guard.threshold, crossed, -np.inf)
-    return Stage(models, acceptor, guard, table, scores)
+    return Head(models, acceptor, guard, table), scores
 
 
 def held_out(n: int) -> int:
@@ -187,9 +244,9 @@ def held_out(n: int) -> int:
     return next((held for rows, held in _HELD_OUT if n <= rows), 1)
 
 
-def n_models(n: int, stages: int) -> int:
-    """Models that one measurement of n rows fits."""
-    return held_out(n) * stages
+def n_models(task: Task) -> int:
+    """Models that one measurement fits."""
+    return held_out(len(task.truth)) * len(task.stages) * len(task.fields)
 
 
 def score(model: Surrogate, features: Features, rows: NDArray[np.int64]) -> Table:
@@ -199,12 +256,15 @@ def score(model: Surrogate, features: Features, rows: NDArray[np.int64]) -> Tabl
 
 
 def _fit_folds(
-    task: Task, stage: StageInput, folds: Folds, held: int, on_fit: Callable[[int], None]
+    what: tuple[Features, Labels, Folds],
+    held: int,
+    how: tuple[str, int, int, bool],
+    jobs: int,
+    on_fit: Callable[[int], None],
 ) -> tuple[list[Surrogate], list[Table]]:
-    how = task.candidate, task.n_labels, task.seed, task.neighbours
-    calls = [joblib.delayed(_fit_fold)(stage.features, task.truth, folds, fold, how) for fold in range(held)]
+    calls = [joblib.delayed(_fit_fold)(*what, fold, how) for fold in range(held)]
     models, tables = [], []
-    if int((folds >= 0).sum()) < _PARALLEL_FROM or task.jobs == 1:
+    if int((what[2] >= 0).sum()) < _PARALLEL_FROM or jobs == 1:
         found = (call[0](*call[1]) for call in calls)
     else:
         # Not as a generator: ray's backend knows lists only.

@@ -24,7 +24,8 @@ def notes_of(
     notes = []
     rare = sum(1 for count in learned.teacher_counts.values() if count == 1)
     if rare:
-        notes.append(f"{rare} labels were seen once: they are not learned, and their traces count as disagreement")
+        learned_of = "never said" if learned.task is not None and learned.task.parts is not None else "not learned"
+        notes.append(f"{rare} labels were seen once: they are {learned_of}, and their traces count as disagreement")
     unreadable = int((~learned.readable).sum()) if learned.problem is None else 0
     if unreadable:
         notes.append(

@@ -11,7 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from policies.artifact import Manifest, StageEntry, read_file, read_manifest
-from policies.calibration import calibrated
+from policies.calibration import calibrated, jointly
 from policies.encoders import Encoder, load_encoder
 from policies.errors import PolicyDamaged
 from policies.features import TextEncoder, text_inputs
@@ -30,10 +30,12 @@ _NO_EMBEDDING = LocalDecision(None, False, 0.0, Reason.NO_EMBEDDING)
 _MIN_AGREEMENT = LocalDecision(None, False, 0.0, Reason.MIN_AGREEMENT)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Stage:
+    """`heads`: a session a field of the answer, and the guard value to reach."""
+
     entry: StageEntry
-    session: onnxruntime.InferenceSession
+    heads: list[tuple[onnxruntime.InferenceSession, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Policy:
         tokenizer: TextEncoder | None = None,
         encoder: Encoder | None = None,
     ) -> None:
-        """Use `load`. `graphs` maps each stage's role to its graph; a refused policy has none and defers everything."""
+        """Use `load`. `graphs` maps each head's role to its graph; a refused policy has none and defers everything."""
         self.manifest = manifest
         self.version = manifest.version
         self.labels = tuple(manifest.labels)
@@ -63,7 +65,14 @@ class Policy:
         self.input_kind = manifest.input_kind
         self.embedding_dim = manifest.embedding_dim
         self.threshold = _limit(manifest.threshold)
-        self._stages = [_Stage(entry, open_session(graphs[entry.model])) for entry in manifest.stages]
+        self._stages = [
+            _Stage(entry, [(open_session(graphs[head.model]), head.guard_threshold) for head in entry.heads])
+            for entry in manifest.stages
+        ]
+        rows = _combinations(manifest)
+        self._label_of = {tuple(row): i for i, row in enumerate(rows) if row}
+        width = max(map(len, rows), default=0)
+        self._classes = np.array([row or [-1] * width for row in rows], np.int64)
         self._input_form = manifest.input_form
         self._tokenizer = tokenizer
         self._encoder = encoder
@@ -83,7 +92,9 @@ class Policy:
             raise PolicyDamaged(f"{path}: certified, but without thresholds")
         if manifest.answers.answers.keys() != set(manifest.labels):
             raise PolicyDamaged(f"{path}: certified, but not with an answer for every label")
-        graphs = {entry.model: read_file(path, manifest, entry.model) for entry in manifest.stages}
+        _check_combinations(path, manifest)
+        roles = [head.model for entry in manifest.stages for head in entry.heads]
+        graphs = {role: read_file(path, manifest, role) for role in roles}
         tokenizer = None
         if any(entry.tokens for entry in manifest.stages):
             try:
@@ -130,28 +141,25 @@ class Policy:
             raise ValueError(
                 f"embedding dimension mismatch: expected {self.embedding_dim}, got {row.shape[-1] if row.ndim else 0}"
             )
-        return self._judge(0, run_session(self._stages[0].session, {"embedding": row}), limits)
+        return self._judge(0, {"embedding": row}, limits)
 
     def probabilities(self, text: str) -> dict[str, float] | None:
         """How likely each label is the teacher's, the likeliest first; they add up to 1.
 
         By the stage that answers, else by the last one: what the surrogate says gets the accept score, the others share
-        the rest in proportion to the surrogate's softmax (see `calibrated`). None where nothing can be scored. Reads
-        what `decide` reads, and raises what it raises.
+        the rest in proportion to the surrogate's softmax (see `calibrated`). Where the answer has several fields, each
+        is treated so, and a label's share is the product over them. None where nothing can be scored. Reads what
+        `decide` reads, and raises what it raises.
         """
         read = self._read(text) if self._stages else _REFUSED
         if isinstance(read, LocalDecision):
             return None
-        for number, stage in enumerate(self._stages):
-            label, score, guard, shares = run_fully(stage.session, self._inputs(number, read))
-            if self._judge(number, (label, score, guard), self._limits).handled:
+        for number in range(len(self._stages)):
+            inputs = self._inputs(number, read)
+            decision = self._judge(number, inputs, self._limits)
+            if decision.handled:
                 break
-        if not np.isfinite(shares).all() or isnan(score):
-            return None
-        found = calibrated(shares, label, score)
-        # Of two that are equally likely, what the surrogate says comes first.
-        order = sorted(range(len(found)), key=lambda i: (-found[i], i != label))
-        return {self.labels[i]: float(found[i]) for i in order}
+        return self._shared(number, inputs, decision)
 
     def decide_quickly(self, text: str, agreement: float | None = None) -> LocalDecision | None:
         """As `decide`, without an encoder: None where only that could tell."""
@@ -190,8 +198,7 @@ class Policy:
             return read
         decision = _REFUSED
         for number in range(n_stages):
-            scored = run_session(self._stages[number].session, self._inputs(number, read))
-            decision = self._judge(number, scored, limits)
+            decision = self._judge(number, self._inputs(number, read), limits)
             if decision.handled:
                 return decision
         return decision
@@ -212,29 +219,67 @@ class Policy:
         """What a stage's graph is fed."""
         text, tokens = read
         entry = self._stages[number].entry
-        inputs: dict[str, NDArray[Any]] = dict(text_inputs(tokens, entry.n_lexical_tokens)) if entry.tokens else {}
+        inputs: dict[str, NDArray[Any]] = text_inputs(tokens, entry.n_lexical_tokens) if entry.tokens else {}
         if entry.encoded and self._encoder is not None:
             inputs["vector"] = self._encoder.encode(text)
         return inputs
 
-    def _judge(self, number: int, scored: tuple[int, float, float], limits: _Limits) -> LocalDecision:
-        label, score, guard = scored
+    def _judge(self, number: int, inputs: Mapping[str, NDArray[Any]], limits: _Limits) -> LocalDecision:
+        classes, score, inside = [], 1.0, True
+        for session, lowest in self._stages[number].heads:
+            found, sure, guard = run_session(session, inputs)
+            classes.append(found)
+            score *= sure
+            # Written so that a NaN fails, here and below.
+            inside = inside and guard >= lowest
+        label = self._label_of.get(tuple(classes))
+        if label is None:
+            # Each field is clear, but the teacher has never put them together.
+            return _deferred(score, Reason.NOVEL, None)
         said = self.labels[label]
-        # Written so that a NaN fails both tests.
-        if not guard >= self._stages[number].entry.guard_threshold:
+        if not inside:
             return _deferred(score, Reason.NOVEL, said)
         if not score >= limits.protected.get(label, limits.stages[number]):
             return _deferred(score, Reason.UNCERTAIN, said)
         return LocalDecision(said, True, score, None, number, said)
 
+    def _shared(
+        self, number: int, inputs: Mapping[str, NDArray[Any]], decision: LocalDecision
+    ) -> dict[str, float] | None:
+        """The probabilities of all labels where a stage has decided so on its inputs."""
+        fields = []
+        for session, _ in self._stages[number].heads:
+            found, sure, _, shares = run_fully(session, inputs)
+            if isnan(sure) or not np.isfinite(shares).all():
+                return None
+            fields.append(calibrated(shares, found, sure))
+        first = None if decision.guess is None else self.labels.index(decision.guess)
+        shares = jointly(fields, self._classes)
+        likely = shares if first is None else calibrated(shares, first, decision.accept_score)
+        # Of two that are equally likely, what the surrogate says comes first.
+        order = sorted(range(len(likely)), key=lambda i: (-likely[i], i != first))
+        return {self.labels[i]: float(likely[i]) for i in order}
 
-def _deferred(score: float, reason: Reason, guess: str) -> LocalDecision:
+
+def _deferred(score: float, reason: Reason, guess: str | None) -> LocalDecision:
     return LocalDecision(None, False, 0.0 if isnan(score) else score, reason, guess=guess)
 
 
 def _limit(threshold: float | None) -> float:
     # Nothing scores above infinity: without a certificate nothing is handled.
     return float("inf") if threshold is None else threshold
+
+
+def _combinations(manifest: Manifest) -> list[list[int]]:
+    """Each label's class in each head."""
+    return manifest.combinations or [[i] for i in range(len(manifest.labels))]
+
+
+def _check_combinations(path: str | Path, manifest: Manifest) -> None:
+    rows = _combinations(manifest)
+    sizes = {len(entry.heads) for entry in manifest.stages} | {len(row) for row in rows if row}
+    if len(sizes) != 1 or len(rows) != len(manifest.labels):
+        raise PolicyDamaged(f"{path}: its heads do not make its labels")
 
 
 def read_encoder(path: str | Path, manifest: Manifest) -> Encoder | None:

@@ -1,19 +1,19 @@
-"""From a judged policy to what is served: one graph a stage, checked against the fitted models."""
+"""From a judged policy to what is served: one graph a stage and field, checked against the fitted models."""
 
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.acceptor import describe
-from policies.artifact import FrontierEntry, StageEntry
+from policies.acceptor import Table, describe
+from policies.artifact import FrontierEntry, HeadEntry, StageEntry
 from policies.blocks import Features
 from policies.candidates import Surrogate, fit_candidate, merge_models
-from policies.export import Fitted, build_graph, check_graph
+from policies.export import Fitted, build_graph, check_graphs
 from policies.forest import ForestModel
 from policies.judging import Judged
 from policies.learning import Learned
-from policies.measuring import Task, early_threshold
+from policies.measuring import Stage, Task, early_threshold
 from policies.reading import StageInput
 from policies.settings import FitConfig
 from policies.surrogates import Scores
@@ -25,8 +25,11 @@ _ROUNDING = 1e-6
 _FINEST = 2e-5
 
 
-def export_stages(learned: Learned, judged: Judged, config: FitConfig) -> list[tuple[StageEntry, bytes]]:
-    """Each stage's entry for the manifest and its graph. Raises ExportError where a graph decides differently."""
+def export_stages(learned: Learned, judged: Judged, config: FitConfig) -> list[tuple[StageEntry, dict[str, bytes]]]:
+    """Each stage's entry for the manifest and its graphs by their roles.
+
+    Raises ExportError where a stage's graphs decide differently from its models.
+    """
     reading, task, ruling = learned.reading, learned.task, judged.ruling
     assert reading is not None  # noqa: S101 - only asked for where something was learned
     assert task is not None  # noqa: S101
@@ -35,35 +38,56 @@ def export_stages(learned: Learned, judged: Judged, config: FitConfig) -> list[t
     # The pool may have nothing to answer where only protected labels were certified.
     thresholds = _by_stage(judged.thresholds.pool.threshold, n_stages)
     stricter = frontier_entries(judged, n_stages)
+    rows = _some(np.flatnonzero(learned.readable), _MOST_CHECKED)
     found = []
     for number, (stage, fitted) in enumerate(zip(reading.stages, ruling.stages, strict=True)):
-        surrogate = merge_models(fitted.models) if config.mode == "strict" else _refit(task, stage)
-        served = Fitted(stage.reader, surrogate, fitted.acceptor, fitted.guard)
-        graph = build_graph(served)
         limits = [thresholds[number], *(choice.threshold for choice in judged.thresholds.protected.values())]
         limits += [limit for row in stricter for limit in (row.thresholds[number], *row.protected.values())]
-        rows = _some(np.flatnonzero(learned.readable), _MOST_CHECKED)
-        features = stage.features.take(rows)
-        scores = surrogate.scores(features)
-        inputs = (reading.graph_input(row, stage) for row in rows)
-        check_graph(
-            graph,
-            inputs,
-            served,
-            (describe(scores), _gaps(scores, surrogate, features)),
+        heads = [_served(task, stage, fitted, config, field) for field in range(len(task.fields))]
+        graphs = [build_graph(head) for head in heads]
+        check_graphs(
+            graphs,
+            (reading.graph_input(row, stage) for row in rows),
+            heads,
+            [_expected(head.surrogate, stage.features.take(rows)) for head in heads],
             [limit for limit in limits if limit is not None],
         )
+        roles = [_role(number, field) for field in range(len(heads))]
         table, vocabulary = stage.reader.table, stage.reader.vocabulary
         entry = StageEntry(
-            model="model" if number == 0 else f"model_{number + 1}",
+            heads=[HeadEntry(role, head.guard.threshold) for role, head in zip(roles, heads, strict=True)],
             threshold=thresholds[number],
-            guard_threshold=fitted.guard.threshold,
             tokens=table is not None,
             n_lexical_tokens=len(table.vectors) if table is not None and vocabulary is not None else None,
             encoded=stage.encoded,
         )
-        found.append((entry, graph))
+        found.append((entry, dict(zip(roles, graphs, strict=True))))
     return found
+
+
+def combinations(learned: Learned, judged: Judged) -> list[list[int]]:
+    """Each label's class in each head, nothing for a label that cannot be said; empty where one head says the label."""
+    if learned.task is None or learned.task.parts is None or judged.ruling is None:
+        return []
+    rows = zip(learned.task.parts.classes.tolist(), judged.ruling.known.tolist(), strict=True)
+    return [row if known else [] for row, known in rows]
+
+
+def _role(stage: int, field: int) -> str:
+    role = "model" if stage == 0 else f"model_{stage + 1}"
+    return role if field == 0 else f"{role}_field_{field + 1}"
+
+
+def _served(task: Task, stage: StageInput, fitted: Stage, config: FitConfig, field: int) -> Fitted:
+    head = fitted.heads[field]
+    surrogate = merge_models(head.models) if config.mode == "strict" else _refit(task, stage, field)
+    return Fitted(stage.reader, surrogate, head.acceptor, head.guard)
+
+
+def _expected(surrogate: Surrogate, features: Features) -> tuple[Table, NDArray[np.float32]]:
+    """The model's table of some rows, and its logit gaps."""
+    scores = surrogate.scores(features)
+    return describe(scores), _gaps(scores, surrogate, features)
 
 
 def frontier_entries(judged: Judged, n_stages: int) -> list[FrontierEntry]:
@@ -90,11 +114,10 @@ def _by_stage(threshold: float | None, n_stages: int) -> list[float | None]:
     return [early] * (n_stages - 1) + [threshold]
 
 
-def _refit(task: Task, stage: StageInput) -> Surrogate:
-    rows = np.flatnonzero(task.truth >= 0)
-    return fit_candidate(
-        task.candidate, stage.features.take(rows), task.truth[rows], task.n_labels, task.seed, task.neighbours
-    )
+def _refit(task: Task, stage: StageInput, field: int) -> Surrogate:
+    truth, n_classes = task.fields.truth[:, field], task.fields.sizes[field]
+    rows = np.flatnonzero(truth >= 0)
+    return fit_candidate(task.candidate, stage.features.take(rows), truth[rows], n_classes, task.seed, task.neighbours)
 
 
 def _gaps(scores: Scores, surrogate: Surrogate, features: Features) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import calibration, frontier, scale
+from bench import calibration, frontier, scale, stream
 from policies.policy import Policy
 from policies.types import Trace
 from tests.traces_maker import make_traces
@@ -197,6 +197,24 @@ def test_embeddings_are_cached_by_text_and_encoder(tmp_path: Path) -> None:
     assert frontier.embeddings(encoder, ["a", "c"], tmp_path, "set") != first  # type: ignore[arg-type]
     assert encoder.calls == 2
     assert np.load(first).tolist() == [[1.0], [2.0]]
+
+
+def test_streams_are_compared_event_by_event() -> None:
+    """Times are read from whole events only, and what the gateway adds is the difference of the percentiles."""
+    assert stream.stamps(b'x"content":"12"}\n\ny"content":"345"}\n\nz"content":"6') == [12, 345]
+    direct = stream.Times([1.0] * 9, [0.5] * 9, [0.1] * 90)
+    through = stream.Times([1.5] * 9, [0.6] * 9, [0.3] * 90)
+    row = stream.as_row(32, direct, through)
+    assert (row["n_streams"], row["n_later"]) == (9, 90)
+    assert (row["added_asked_ms"], row["added_later_ms"]) == ({"p50": 0.5, "p99": 0.5}, {"p50": 0.2, "p99": 0.2})
+    assert "| 32 | delay of the first event, ms | 0.50 / 0.50 | 0.60 / 0.60 | 0.10 / 0.10 |" in stream.table([row])
+
+
+@pytest.mark.parametrize("argv", [["--streams", "0"], ["--streams", "x"], ["--rounds", "0"], ["--interval-ms", "-1"]])
+def test_stream_refuses_impossible_numbers(argv: list[str]) -> None:
+    """There is at least one of each."""
+    with pytest.raises(SystemExit):
+        stream.parse(argv)
 
 
 class _Encoder:

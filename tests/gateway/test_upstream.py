@@ -312,7 +312,12 @@ def test_an_early_answer_to_an_upload_is_passed_on(tmp_path: Path) -> None:
 
 def test_a_key_of_ours_never_travels(tmp_path: Path, teacher: ScriptedTeacher) -> None:
     """Nor does any header of ours; a key of the client's own does where none is configured."""
-    headers = {"authorization": "Bearer trc_ours", "x-api-key": "trc_ours", "api-key": "trc_ours", "x-tracer-mode": "x"}
+    headers = {
+        "authorization": "Bearer trc_ours",
+        "x-api-key": "trc_ours",
+        "api-key": "trc_ours",
+        "x-tracer-mode": "teacher",
+    }
     with _gateway(tmp_path, teacher.url) as gateway:
         _ask(gateway, headers=headers)
         httpx.post(f"{gateway.base_url}/files", content=iter([b"x"]), headers=headers)

@@ -350,3 +350,12 @@ def test_random_answers_keep_what_always_holds() -> None:
         assert counts == Counter(dict(forms.counts))
         heads = forms.heads()
         assert heads is None or len(set(heads.values())) == len(forms.answers)
+
+
+def test_headings_are_not_merged_with_what_stands_without_one() -> None:
+    """Two prefixes before the same words tell labels apart: "billing: refund" is not "shipping: refund"."""
+    words = ["refund", "status", "complaint"]
+    texts = [*words, *(f"{heading}: {word}" for heading in ("billing", "shipping") for word in words)] * 5
+    assert len(set(AnswerForms.learn([Answer(text) for text in texts]).labels)) == 9
+    introduced = [*words, *(f"intent: {word}" for word in words)] * 5
+    assert len(set(AnswerForms.learn([Answer(text) for text in introduced]).labels)) == 3

@@ -7,7 +7,7 @@ import pytest
 
 from policies.acceptor import Table, describe
 from policies.errors import ExportError, PolicyDamaged
-from policies.export import Fitted, build_graph, check_graph
+from policies.export import Fitted, build_graph, check_graphs
 from policies.learning import Learned, learn
 from policies.session import open_session, run_fully, run_session
 from policies.settings import FitConfig
@@ -26,7 +26,7 @@ def learned(request: pytest.FixtureRequest) -> Learned:
 def _fitted(learned: Learned) -> tuple[Fitted, Table, np.ndarray]:
     """The one stage, its table of all traces, and its logit gaps."""
     assert learned.reading is not None
-    stage, found = learned.reading.stages[0], learned.measurements[0].stages[0]
+    stage, found = learned.reading.stages[0], learned.measurements[0].stages[0].heads[0]
     scores = found.models[0].scores(stage.features)
     ordered = np.sort(scores.logits, axis=1)
     fitted = Fitted(stage.reader, found.models[0], found.acceptor, found.guard)
@@ -69,9 +69,9 @@ def test_a_graph_of_another_model_is_noticed(learned: Learned) -> None:
     assert isinstance(surrogate, SoftmaxModel)
     lexical = None if surrogate.lexical is None else -surrogate.lexical
     other = replace(fitted, surrogate=replace(surrogate, dense=-surrogate.dense, lexical=lexical))
-    check_graph(build_graph(fitted), _inputs(learned), fitted, (table, gaps), [0.5, 0.9])
+    check_graphs([build_graph(fitted)], _inputs(learned), [fitted], [(table, gaps)], [0.5, 0.9])
     with pytest.raises(ExportError, match="row"):
-        check_graph(build_graph(other), _inputs(learned), fitted, (table, gaps), [0.5])
+        check_graphs([build_graph(other)], _inputs(learned), [fitted], [(table, gaps)], [0.5])
 
 
 def test_bytes_that_are_no_graph_are_damage() -> None:

@@ -53,8 +53,8 @@ def test_out_of_fold_agreement_is_that_of_fresh_rows() -> None:
     features, labels = _blobs(1_500)
     stage = _measured(features, labels).stages[0]
     fresh, truth = _blobs(4_000, seed=2)
-    held = (stage.table.predicted == labels).mean()
-    live = (merge_models(stage.models).scores(fresh).logits.argmax(axis=1) == truth).mean()
+    held = (stage.predicted == labels).mean()
+    live = (merge_models(stage.heads[0].models).scores(fresh).logits.argmax(axis=1) == truth).mean()
     assert held == pytest.approx(live, abs=0.03)
 
 
@@ -63,7 +63,7 @@ def test_rows_marked_unknown_are_scored_but_not_learned() -> None:
     features, labels = _blobs(600)
     labels[:50] = -1
     measurement = _measured(features, labels)
-    table = measurement.stages[0].table
+    table = measurement.stages[0].heads[0].table
     assert (measurement.rows == np.arange(600)).all()
     assert np.isfinite(table.columns).all()
     assert np.abs(table.columns[:50]).sum() > 0
