@@ -1,6 +1,5 @@
 """A label's answer as the object that `/v1/responses` gives: whole, or as its sequence of events."""
 
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import orjson
 
 from gateway.answer import SURROGATE_MODEL
-from gateway.wire import ModelRequest
+from gateway.wire import ModelRequest, dump
 from policies.types import Answer, AnswerKind
 
 # What the API repeats of a request, with what it says where the request is silent.
@@ -42,7 +41,7 @@ def render_response(
     answer: Answer, request: ModelRequest, call_id: str, model: str = SURROGATE_MODEL, usage: bytes | None = None
 ) -> bytes:
     """A completed response. `usage` is JSON: what `model` says it spent; None for nothing."""
-    return _dumps(_completed(answer, _response(request, call_id, model), usage))
+    return dump(_completed(answer, _response(request, call_id, model), usage))
 
 
 def render_response_stream(
@@ -52,7 +51,7 @@ def render_response_stream(
     pieces = []
     for number, event in enumerate(_events(answer, _response(request, call_id, model), usage)):
         event["sequence_number"] = number
-        pieces.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), _dumps(event)))
+        pieces.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), dump(event)))
     return b"".join(pieces)
 
 
@@ -150,10 +149,3 @@ def _completed(answer: Answer, started: dict[str, Any], usage: bytes | None) -> 
         "service_tier": "default",
         "usage": _USAGE if usage is None else orjson.loads(usage),
     }
-
-
-def _dumps(value: Any) -> bytes:
-    try:
-        return orjson.dumps(value)
-    except TypeError:  # a lone surrogate, or an integer beyond 64 bits, which the client sent and gets back
-        return json.dumps(value).encode()

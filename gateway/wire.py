@@ -62,6 +62,20 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return body
 
 
+def dump(value: Any) -> bytes:
+    """JSON of what `parse_object` takes and orjson does not write: lone surrogates, integers beyond 64 bits.
+
+    Raises InvalidRequest where it is nested deeper than can be written.
+    """
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        try:
+            return json.dumps(value, separators=(",", ":")).encode()
+        except RecursionError:
+            raise InvalidRequest("The body is nested too deeply.") from None
+
+
 def parse_chat(raw: bytes) -> ModelRequest:
     """A chat completion request; raises InvalidRequest where `model` or `messages` is missing or of a wrong type."""
     body = parse_object(raw)

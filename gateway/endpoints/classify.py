@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import orjson
-
 from gateway.access import Caller
 from gateway.answer import JSON, SURROGATE_MODEL
 from gateway.asgi import new_id, send_bytes, tracer_headers
@@ -13,7 +11,7 @@ from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
 from gateway.errors import InvalidRequest, UpstreamUnreachable
 from gateway.learn import Forwarded, learn
 from gateway.recognise import Recognised
-from gateway.wire import ModelRequest, Surface, parse_chat, parse_object
+from gateway.wire import ModelRequest, Surface, dump, parse_chat, parse_object
 from policies.types import Answer, AnswerKind
 
 
@@ -78,7 +76,7 @@ class Classify(Endpoint):
             messages = [{"role": "system", "content": asked.prompt}, {"role": "user", "content": text}]
         if messages is None or asked.teacher is None or settings.upstream_of(project) is None:
             return None
-        return parse_chat(orjson.dumps({"model": asked.teacher, "messages": messages}))
+        return parse_chat(dump({"model": asked.teacher, "messages": messages}))
 
 
 def _answer(decision: Decision, label: str | None, model: str | None, body: dict[str, Any]) -> dict[str, Any]:
