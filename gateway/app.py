@@ -16,6 +16,7 @@ from gateway.endpoints.chat import Chat
 from gateway.endpoints.classify import Classify
 from gateway.endpoints.decisions import Decisions
 from gateway.endpoints.health import Health, Liveness, MetricsPage, Readiness
+from gateway.endpoints.openapi import OpenApi
 from gateway.endpoints.passthrough import Passthrough
 from gateway.endpoints.predict import Predict, PredictBatch
 from gateway.endpoints.responses import Responses
@@ -51,6 +52,7 @@ def _routes(services: Services) -> list[Route]:
         Route("/healthz", Liveness(services), methods=["GET"]),
         Route("/readyz", Readiness(services), methods=["GET"]),
         Route("/metrics", MetricsPage(services), methods=["GET"]),
+        Route("/openapi.json", OpenApi(services), methods=["GET"]),
         Route("/{project}/classify", Classify(services), methods=["POST"]),
     ]
 

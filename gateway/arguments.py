@@ -12,7 +12,7 @@ from gateway.asking import ask
 from gateway.decide import Lane
 from gateway.errors import AnswerableError
 from gateway.exchange import Exchange
-from gateway.reading import read_answer
+from gateway.reading import read_answer, read_object
 from gateway.relay import Outcome
 from gateway.services import Services
 from gateway.upstream import Upstream
@@ -78,6 +78,8 @@ def _read(outcome: Outcome, surface: Surface, asked: Wanted, tool: str) -> Writt
         return None
     if not arguments_fit(answer.arguments, asked.parameters(tool)):
         return None
-    body = orjson.loads(raw)
+    body = read_object(outcome.headers, raw)
+    if body is None:
+        return None
     usage = body.get("usage")
     return Written(answer, str(body.get("model", "")), orjson.dumps(usage) if type(usage) is dict else None)

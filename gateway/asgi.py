@@ -31,7 +31,7 @@ LOCAL_HEADERS = _headers(_NONE, _NONE)
 # For calls of no project, which the teacher answers.
 RELAYED_HEADERS = _headers(b"teacher", b"deferred")
 # A generator of our own: the module's may be seeded by whatever else runs in the process, and ids then come again.
-_IDS = random.Random()
+_IDS = random.Random()  # noqa: S311 - unique, not secret
 _JSON_TYPE = b"application/json"
 
 

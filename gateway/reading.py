@@ -39,6 +39,17 @@ def read_answer(surface: Surface, headers: Iterable[tuple[bytes, bytes]], body: 
         return None
 
 
+def read_object(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> dict[str, Any] | None:
+    """The JSON object that is an answer's body; None where it is something else, a stream for one."""
+    encoding = next((value.lower() for name, value in headers if name.lower() == b"content-encoding"), b"")
+    plain = _inflate(encoding, body)
+    try:
+        found = None if plain is None else orjson.loads(plain)
+    except orjson.JSONDecodeError:
+        return None
+    return found if type(found) is dict else None
+
+
 def readable(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Request headers with accept-encoding narrowed to what `read_answer` can inflate; the others as they are.
 

@@ -77,6 +77,8 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _embeddings(body: dict[str, Any]) -> Resource:
+    if type(body["model"]) is not str:
+        raise TypeError("model")
     given = body["input"] if isinstance(body["input"], list) else [body["input"]]
     data = []
     for index, text in enumerate(given):

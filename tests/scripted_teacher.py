@@ -300,6 +300,8 @@ async def _answer(teacher: ScriptedTeacher, call: Call, _: Receive, send: Send) 
 async def _exact(teacher: ScriptedTeacher, call: Call, _: Receive, send: Send) -> None:
     await teacher.wait_out_latency(call)
     body, label = call.json, teacher.label(call)
+    if type(body["model"]) is not str:
+        raise TypeError("model")
     if call.surface == "decisions":
         await _respond(send, 200, JSON + exact_headers(call), orjson.dumps(decision(label, body)))
         return

@@ -167,7 +167,10 @@ def _valid(world: World) -> list[tuple[str, dict[str, Any]]]:
     choices = [{"value": label} for label in sorted(set(world.topics.values()))]
     question = {"type": "choice", "name": "q", "instructions": FORMS["text"].prompt, "choices": choices}
     found += [("/v1/decisions", {"model": "m", "input": text, "questions": [question]}) for text in (known, STRANGE)]
-    found += [("/text/classify", {"input": known, "explain": True}), ("/json/classify", {"input": STRANGE})]
+    found += [("/text/classify", {"input": text, "explain": True}) for text in (known, STRANGE)]
+    asked = [{"role": "user", "content": STRANGE, "name": "n"}]
+    found += [("/json/classify", {"input": STRANGE}), ("/json/classify", {"input": STRANGE, "messages": asked})]
+    found += [("/v1/chat/completions", {"model": "tracer/text", "messages": asked})]
     found += [("/predict", {"input": known, "project": "text"}), ("/predict", {"embedding": [0.5], "project": "text"})]
     found += [("/predict_batch", {"inputs": [known, STRANGE], "project": "text"})]
     return found

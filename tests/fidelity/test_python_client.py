@@ -2,15 +2,18 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
 from tests.fidelity.conftest import Route
 from tests.fidelity.differences import handled
 from tests.fidelity.ways import WAYS, Way
-from tests.fidelity.world import FORMS, STRANGE, Form, World
+from tests.fidelity.world import FORMS, STRANGE, Form, World, projects
 from tests.scripted_teacher import ScriptedTeacher
+from tests.serving import ThreadedGateway, make_settings
 
 PAIRS = [(form, way) for form in FORMS.values() for way in WAYS if way.fits(form)]
 CASES = [pytest.param(form, way, id=f"{form.name}-{way.name}") for form, way in PAIRS]
@@ -76,3 +79,20 @@ def test_what_an_llm_writes_is_paid_for(through: Route, openai_teacher: Scripted
     asked = openai_teacher.calls[-1].json
     assert len(asked["tools"]) == 1
     assert asked["tool_choice"]["function"]["name"] == asked["tools"][0]["function"]["name"]
+
+
+@pytest.mark.parametrize("script", ["gzip", "deflate", "html", "error", "hang_up", "truncated"])
+def test_what_an_llm_writes_may_come_in_any_way(policies: Path, tmp_path: Path, world: World, script: str) -> None:
+    """Compressed unasked, or not at all: the application gets a whole answer, or what the full call brings."""
+    form = FORMS["open_tool"]
+    with ScriptedTeacher(answer_of=world.answer_of, script=script) as teacher:
+        settings = make_settings(tmp_path, {"projects": projects(policies)}, upstream=teacher.url)
+        with ThreadedGateway(settings) as gateway, httpx.Client() as http:
+            asked = form.chat(world.known[form.name])
+            straight = http.post(f"{teacher.url}/chat/completions", json=asked) if script != "hang_up" else None
+            gated = http.post(f"{gateway.base_url}/chat/completions", json=asked)
+    assert gated.status_code == (502 if straight is None else straight.status_code)
+    if gated.status_code == 200 and script in ("gzip", "deflate"):
+        (choice,) = gated.json()["choices"]
+        assert choice["message"]["tool_calls"][0]["function"]["name"] == world.topics[world.known[form.name]]
+        assert gated.headers["x-tracer-decision"] == "handled"

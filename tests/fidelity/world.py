@@ -164,7 +164,12 @@ def make_world(folder: Path) -> World:
 def projects(folder: Path) -> dict[str, Any]:
     """The forms' applications as the gateway's settings: known by their system prompt, so that none has to change."""
     return {
-        form.name: {"policy": str(folder / form.name), "match": {"system_prompt": form.prompt}}
+        form.name: {
+            "policy": str(folder / form.name),
+            "match": {"system_prompt": form.prompt},
+            "teacher": MODEL,
+            "prompt": form.prompt if form.name == "text" else None,
+        }
         for form in FORMS.values()
     }
 

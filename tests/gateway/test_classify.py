@@ -89,6 +89,22 @@ def test_the_request_may_bring_its_own_messages(
     assert [trace.input for trace in _stored(gateway)] == [deferred_text]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"input": "\\ud800 not heard of"}',
+        b'{"input": "x", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"input": "x", "messages": [{"role": "user", "content": "x", "n": %b}]}' % (b"[" * 400 + b"]" * 400),
+        b'{"input": "x", "messages": [{"role": "user", "content": "x", "n": %b}]}' % (b"9" * 40),
+    ],
+)
+def test_whatever_can_be_read_can_be_asked(gateway: ThreadedGateway, teacher: ScriptedTeacher, body: bytes) -> None:
+    """Lone surrogates, deep nesting and numbers of any size are for the teacher to judge."""
+    answer = httpx.post(f"{gateway.url}/bank/classify", content=body)
+    assert answer.status_code < 500
+    assert len(teacher.chat_calls) == 1
+
+
 def test_without_a_prompt_a_deferred_call_has_no_label(
     gateway: ThreadedGateway, teacher: ScriptedTeacher, deferred_text: str
 ) -> None:
