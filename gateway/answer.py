@@ -1,11 +1,9 @@
 """A label's answer as the chat completion that carries it: whole, or as server-sent events."""
 
-import json
 import time
 from dataclasses import dataclass
 
-import orjson
-
+from gateway.encoding import encoded
 from policies.types import Answer, AnswerKind
 
 SURROGATE_MODEL = "tracer_surrogate"
@@ -41,7 +39,7 @@ def render(answer: Answer, envelope: Envelope) -> bytes:
     if answer.kind is AnswerKind.TOOL:
         message = b'"content":null,"tool_calls":[%b],"refusal":null,"annotations":[]' % _tool_call(answer, envelope)
     else:
-        message = b'"content":%b,"refusal":null,"annotations":[]' % quoted(answer.text)
+        message = b'"content":%b,"refusal":null,"annotations":[]' % encoded(answer.text)
     return b"".join(
         (
             b"{",
@@ -77,29 +75,21 @@ def fingerprint(version: str) -> str:
     return f"fp_{version[-8:]}"
 
 
-def quoted(text: str) -> bytes:
-    """The text as a JSON string."""
-    try:
-        return orjson.dumps(text)
-    except TypeError:  # a lone surrogate, which UTF-8 cannot carry and an escape can
-        return json.dumps(text).encode()
-
-
 def _deltas(answer: Answer, envelope: Envelope) -> tuple[bytes, bytes]:
     if answer.kind is not AnswerKind.TOOL:
-        return b'{"role":"assistant","content":"","refusal":null}', b'{"content":%b}' % quoted(answer.text)
+        return b'{"role":"assistant","content":"","refusal":null}', b'{"content":%b}' % encoded(answer.text)
     call = b'{"index":0,' + _tool_call(Answer(answer.text, answer.kind, ""), envelope)[1:]
     return (
         b'{"role":"assistant","content":null,"tool_calls":[%b],"refusal":null}' % call,
-        b'{"tool_calls":[{"index":0,"function":{"arguments":%b}}]}' % quoted(answer.arguments or ""),
+        b'{"tool_calls":[{"index":0,"function":{"arguments":%b}}]}' % encoded(answer.arguments or ""),
     )
 
 
 def _tool_call(answer: Answer, envelope: Envelope) -> bytes:
     return b'{"id":"call_%b","type":"function","function":{"name":%b,"arguments":%b}}' % (
         envelope.call_id[:24].encode(),
-        quoted(answer.text),
-        quoted(answer.arguments or ""),
+        encoded(answer.text),
+        encoded(answer.arguments or ""),
     )
 
 
@@ -112,7 +102,7 @@ def _head(envelope: Envelope, kind: bytes) -> bytes:
         envelope.call_id.encode(),
         kind,
         int(time.time()),
-        quoted(envelope.model),
+        encoded(envelope.model),
     )
 
 

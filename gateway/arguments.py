@@ -10,13 +10,13 @@ import orjson
 
 from gateway.asking import ask
 from gateway.decide import Lane
-from gateway.endpoints.exchange import Exchange
 from gateway.errors import AnswerableError
+from gateway.exchange import Exchange
 from gateway.reading import read_answer, read_object
 from gateway.relay import Outcome
 from gateway.services import Services
 from gateway.upstream import Upstream
-from gateway.wanted import Wanted, arguments_fit, wanted
+from gateway.wanted import Wanted, arguments_fit
 from gateway.wire import ModelRequest, Surface
 from policies.types import Answer, AnswerKind
 
@@ -43,13 +43,12 @@ class Written:
 
 
 async def write_arguments(
-    services: Services, exchange: Exchange, request: ModelRequest, tool: str, writer: Writer
+    services: Services, exchange: Exchange, request: ModelRequest, asked: Wanted, tool: str, writer: Writer
 ) -> Written | None:
     """The call of `tool` with arguments that its schema allows; None where the writer gave none.
 
     Raises ClientGone. Whatever goes wrong elsewhere ends in the full call, which is the caller's to make.
     """
-    asked = wanted(request)
     body = _question(request, asked, tool, writer.model)
     if body is None:
         return None

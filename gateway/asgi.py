@@ -4,10 +4,10 @@ import asyncio
 import random
 from typing import Any
 
-import orjson
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.decide import Decision
+from gateway.encoding import encoded
 from gateway.errors import AnswerableError, BodyTooLarge, ClientGone, RequestTimeout
 
 Headers = list[tuple[bytes, bytes]]
@@ -114,7 +114,7 @@ async def send_bytes(send: Send, status: int, content_type: bytes, body: bytes, 
 
 async def send_json(send: Send, value: Any, headers: Headers = LOCAL_HEADERS, status: int = 200) -> None:
     """One JSON answer."""
-    await send_bytes(send, status, _JSON_TYPE, orjson.dumps(value), headers)
+    await send_bytes(send, status, _JSON_TYPE, encoded(value), headers)
 
 
 async def send_error(send: Send, error: AnswerableError, headers: Headers = LOCAL_HEADERS) -> None:

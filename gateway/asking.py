@@ -2,7 +2,7 @@
 
 from starlette.types import Message
 
-from gateway.endpoints.exchange import Exchange
+from gateway.exchange import Exchange
 from gateway.headers import ACCOUNT_HEADERS
 from gateway.relay import Client, Outcome, forward
 from gateway.services import Services
@@ -19,8 +19,10 @@ async def ask(services: Services, exchange: Exchange, upstream: Upstream, surfac
     headers = [(b"content-type", _JSON), (b"accept", _JSON), *kept]
     call = UpstreamCall("POST", surface, b"", headers, body)
     client = Client(exchange.receive, _discard)
-    outcome = await forward(upstream, call, client, [], services.metrics, services.places, copied=True)
-    services.access.learned(outcome.upstream, exchange.caller, outcome.status)
+    outcome = await forward(upstream, call, client, [], services.metrics, services.places, copied=True, whole=True)
+    # A no to a question of the gateway's own, of a model the client never named, is no verdict on the client's key.
+    if outcome.status < 400:
+        services.access.learned(outcome.upstream, exchange.caller, outcome.status)
     return outcome
 
 

@@ -33,14 +33,14 @@ class Control:
     explain: bool = False
 
 
-_DEFAULT = Control()
+NO_CONTROL = Control()
 
 
 def read_control(scope: Scope) -> Control:
     """The request's x-tracer headers; raises InvalidRequest for a value that is none of theirs."""
     given = {name: value.decode("latin-1") for name, value in scope["headers"] if name.startswith(_PREFIX)}
     if not given:
-        return _DEFAULT
+        return NO_CONTROL
     return Control(
         given.get(b"x-tracer-project"),
         _mode(given.get(b"x-tracer-mode")),

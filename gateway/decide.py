@@ -115,15 +115,17 @@ class Decider:
         self._metrics.decision_seconds.observe(perf_counter() - started)
         return of_local(local, serving)
 
-    async def probabilities(self, serving: Serving, text: str) -> dict[str, float] | None:
+    async def probabilities(
+        self, serving: Serving, text: str, agreement: float | None = None
+    ) -> dict[str, float] | None:
         """The policy's probability of each label; None where it has none to give, or scoring fails."""
         policy = serving.policy
         if policy is None:
             return None
         try:
             if policy.slow:
-                return await self._slowly(lambda: policy.probabilities(text))
-            return policy.probabilities(text)
+                return await self._slowly(lambda: policy.probabilities(text, agreement))
+            return policy.probabilities(text, agreement)
         except Exception as error:  # noqa: BLE001 - the border of local scoring: any fault ends in a forward
             self._failed(serving, error)
             return None

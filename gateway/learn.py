@@ -41,13 +41,19 @@ def learn(services: Services, call: Forwarded, outcome: Outcome) -> Answer | Non
         else:
             answer = Answer(f"an answer of more than {COPY_LIMIT:,} bytes", AnswerKind.OTHER)
         # What another model said in the teacher's place is not what the teacher would have said.
-        if answer is not None and call.found.text is not None and not outcome.fallback:
+        if answer is not None and call.found.text is not None and not outcome.fallback and _decided(call.request):
             services.traces.record(_trace(call, call.found.text, answer))
     except Exception as error:  # noqa: BLE001 - the border of an endpoint whose client is already served
         services.metrics.internal_errors.labels("trace").inc()
         logger.error("reading an answer failed (%s); the call is no trace", type(error).__name__)
         return None
     return answer
+
+
+def _decided(request: ModelRequest) -> bool:
+    """Whether the teacher chose among what it knows: with a tool that the client named, or none allowed, it did not."""
+    choice, tools = request.body.get("tool_choice"), request.body.get("tools") or ()
+    return choice != "none" and (type(choice) is not dict or len(tools) <= 1)
 
 
 def _trace(call: Forwarded, text: str, answer: Answer) -> StoredTrace:

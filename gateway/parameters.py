@@ -22,9 +22,20 @@ def flaw(request: ModelRequest) -> Reason | None:
             return Reason.UNKNOWN_PARAMETER
         if value is not None and not rule[0](value):
             return rule[1]
+    return _together(body, request.surface)
+
+
+def _together(body: Mapping[str, Any], surface: Surface) -> Reason | None:
+    """Why parameters that are each in order make none together, or None: errors, which are the upstream's to tell."""
     if body.get("stream_options") is not None and not body.get("stream"):
         return Reason.UNSUPPORTED
-    return None
+    if body.get("max_tokens") is not None and body.get("max_completion_tokens") is not None:
+        return Reason.MAX_TOKENS
+    if body.get("tools") is not None or surface is not Surface.CHAT:
+        return None
+    if body.get("parallel_tool_calls") is not None:
+        return Reason.TOOLS
+    return None if body.get("tool_choice") in (None, "none") else Reason.TOOL_CHOICE
 
 
 def _anything(_: Any) -> bool:
@@ -35,8 +46,14 @@ def _nothing(_: Any) -> bool:
     return False
 
 
-def _number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _within(lowest: float, highest: float) -> Callable[[Any], bool]:
+    """A number in the API's range; what is outside it (or is none: NaN) is an error, and the upstream's to tell."""
+    return lambda value: type(value) in (int, float) and lowest <= value <= highest
+
+
+def _one_of(*words: str) -> Callable[[Any], bool]:
+    """A word the API has; another one is an error, or a choice that did not exist when this was written."""
+    return lambda value: type(value) is str and value in words
 
 
 def _integer(value: Any) -> bool:
@@ -65,6 +82,10 @@ def _one(value: Any) -> bool:
 
 def _object(value: Any) -> bool:
     return type(value) is dict
+
+
+def _texts(value: Any) -> bool:
+    return type(value) is dict and all(type(given) is str for given in value.values())
 
 
 def _empty(value: Any) -> bool:
@@ -109,33 +130,48 @@ def _text_settings(value: Any) -> bool:
     """`text` of /v1/responses."""
     if type(value) is not dict or not value.keys() <= {"format", "verbosity"}:
         return False
+    if value.get("verbosity") is not None and value["verbosity"] not in _VERBOSITIES:
+        return False
     return value.get("format") is None or _format(value["format"])
 
 
 def _reasoning(value: Any) -> bool:
     # A summary would be an item of its own in the output.
-    return type(value) is dict and all(given is None or key == "effort" for key, given in value.items())
+    effort = value.get("effort") if type(value) is dict else ""
+    return (effort is None or effort in _EFFORTS) and all(
+        given is None or key == "effort" for key, given in value.items()
+    )
 
 
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+_VERBOSITIES = ("low", "medium", "high")
 _FUNCTION_KEYS = frozenset({"name", "description", "parameters", "strict"})
 
 
 def _chat_tools(value: Any) -> bool:
-    return type(value) is list and all(
-        type(tool) is dict
-        and tool.keys() == {"type", "function"}
-        and tool["type"] == "function"
-        and _function(tool["function"])
-        for tool in value
+    return (
+        type(value) is list
+        and bool(value)
+        and all(
+            type(tool) is dict
+            and tool.keys() == {"type", "function"}
+            and tool["type"] == "function"
+            and _function(tool["function"])
+            for tool in value
+        )
     )
 
 
 def _flat_tools(value: Any) -> bool:
-    return type(value) is list and all(
-        type(tool) is dict
-        and tool.get("type") == "function"
-        and _function({key: given for key, given in tool.items() if key != "type"})
-        for tool in value
+    return (
+        type(value) is list
+        and bool(value)
+        and all(
+            type(tool) is dict
+            and tool.get("type") == "function"
+            and _function({key: given for key, given in tool.items() if key != "type"})
+            for tool in value
+        )
     )
 
 
@@ -163,7 +199,7 @@ def _one_question(value: Any) -> bool:
     if type(value) is not list or len(value) != 1 or type(value[0]) is not dict:
         return False
     (question,) = value
-    if type(question.get("instructions")) is not str:
+    if type(question.get("instructions")) is not str or type(question.get("name", "")) is not str:
         return False
     if question.get("type") == "predicate":
         return bool(question.keys() <= {"type", "name", "instructions"})
@@ -172,23 +208,28 @@ def _one_question(value: Any) -> bool:
         question.get("type") == "choice"
         and question.keys() <= {"type", "name", "instructions", "choices"}
         and type(choices) is list
-        and all(type(choice) is dict and isinstance(choice.get("value"), str | bool) for choice in choices)
+        and all(
+            type(choice) is dict
+            and choice.keys() <= {"value", "description"}
+            and isinstance(choice.get("value"), str | bool)
+            for choice in choices
+        )
     )
 
 
 _SHARED: dict[str, _Rule] = {
     "model": (_anything, Reason.UNSUPPORTED),
-    "temperature": (_number, Reason.UNSUPPORTED),
-    "top_p": (_number, Reason.UNSUPPORTED),
+    "temperature": (_within(0, 2), Reason.UNSUPPORTED),
+    "top_p": (_within(0, 1), Reason.UNSUPPORTED),
     "stream": (_flag, Reason.UNSUPPORTED),
     "store": (_off, Reason.STORE),
-    "metadata": (_object, Reason.UNSUPPORTED),
+    "metadata": (_texts, Reason.UNSUPPORTED),
     "user": (_text, Reason.UNSUPPORTED),
     "safety_identifier": (_text, Reason.UNSUPPORTED),
     "prompt_cache_key": (_text, Reason.UNSUPPORTED),
-    "prompt_cache_retention": (_text, Reason.UNSUPPORTED),
+    "prompt_cache_retention": (_one_of("in_memory", "24h"), Reason.UNSUPPORTED),
     "prompt_cache_options": (_object, Reason.UNSUPPORTED),
-    "service_tier": (_text, Reason.UNSUPPORTED),
+    "service_tier": (_one_of("auto", "default", "flex", "scale", "priority", "fast"), Reason.UNSUPPORTED),
     "tool_choice": (_tool_choice, Reason.TOOL_CHOICE),
     "parallel_tool_calls": (_flag, Reason.TOOLS),
     "moderation": (_nothing, Reason.UNSUPPORTED),
@@ -196,8 +237,8 @@ _SHARED: dict[str, _Rule] = {
 _CHAT: dict[str, _Rule] = {
     **_SHARED,
     "messages": (_anything, Reason.UNSUPPORTED),
-    "frequency_penalty": (_number, Reason.UNSUPPORTED),
-    "presence_penalty": (_number, Reason.UNSUPPORTED),
+    "frequency_penalty": (_within(-2, 2), Reason.UNSUPPORTED),
+    "presence_penalty": (_within(-2, 2), Reason.UNSUPPORTED),
     "seed": (_integer, Reason.UNSUPPORTED),
     "stream_options": (_only("include_usage"), Reason.UNSUPPORTED),
     "n": (_one, Reason.CHOICES),
@@ -208,8 +249,8 @@ _CHAT: dict[str, _Rule] = {
     "response_format": (_format, Reason.RESPONSE_FORMAT),
     "modalities": (_text_only, Reason.AUDIO),
     "audio": (_nothing, Reason.AUDIO),
-    "reasoning_effort": (_text, Reason.UNSUPPORTED),
-    "verbosity": (_text, Reason.UNSUPPORTED),
+    "reasoning_effort": (_one_of(*_EFFORTS), Reason.UNSUPPORTED),
+    "verbosity": (_one_of(*_VERBOSITIES), Reason.UNSUPPORTED),
     "tools": (_chat_tools, Reason.TOOLS),
     "functions": (_nothing, Reason.TOOLS),
     "function_call": (_nothing, Reason.TOOLS),
@@ -229,7 +270,7 @@ _RESPONSES: dict[str, _Rule] = {
     "text": (_text_settings, Reason.RESPONSE_FORMAT),
     "reasoning": (_reasoning, Reason.UNSUPPORTED),
     "tools": (_flat_tools, Reason.TOOLS),
-    "truncation": (_text, Reason.UNSUPPORTED),
+    "truncation": (_one_of("auto", "disabled"), Reason.UNSUPPORTED),
     "include": (_empty, Reason.UNSUPPORTED),
     "background": (_off, Reason.UNSUPPORTED),
     "previous_response_id": (_nothing, Reason.CONVERSATION),

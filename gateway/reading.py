@@ -86,6 +86,7 @@ def _narrowed(accepted: bytes) -> bytes:
     return b", ".join(t for t in tokens if t.split(b";")[0].strip().lower() in _READABLE) or b"identity"
 
 
+_FILTERED = "content_filter"
 # What was said: (text, refusal, tool calls as (name, arguments)).
 _Said = tuple[str, str, list[tuple[str, str]]]
 
@@ -141,6 +142,8 @@ def _string(value: Any) -> str:
 
 def _read_chat(body: bytes) -> _Said:
     choice = _only(_object(orjson.loads(body)).get("choices"))
+    if choice.get("finish_reason") == _FILTERED:
+        return "", _FILTERED, []
     message = _object(choice.get("message"))
     if choice.get("finish_reason") not in ("stop", "tool_calls") or message.get("audio"):
         raise _NoAnswer
@@ -176,11 +179,11 @@ def _read_chat_stream(body: bytes) -> _Said:
         choice = _only(event["choices"])
         delta = _object(choice.get("delta") or {})
         finish = choice.get("finish_reason")
-        if choice.get("index") or finish not in (None, "stop", "tool_calls") or delta.get("audio"):
+        if choice.get("index") or finish not in (None, "stop", "tool_calls", _FILTERED) or delta.get("audio"):
             raise _NoAnswer
         finished = finished or finish is not None
         text.append(_string(delta.get("content")))
-        refusal.append(_string(delta.get("refusal")))
+        refusal.append(_FILTERED if finish == _FILTERED else _string(delta.get("refusal")))
         _gather(calls, delta)
     if not (done and finished):
         raise _NoAnswer

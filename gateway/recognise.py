@@ -25,6 +25,7 @@ _PROMPT_KEYS = (
     *("tools", "functions", "tool_choice", "response_format", "reasoning_effort", "verbosity"),
     *("text", "reasoning", "questions"),
 )
+_PART_KEYS = frozenset({"type", "text"})
 _PART_REASONS = {"image_url": Reason.IMAGE, "input_audio": Reason.AUDIO, "file": Reason.FILE}
 
 
@@ -94,14 +95,11 @@ def read_input(request: ModelRequest, last_user_message: bool) -> tuple[str | No
     content = last.get("content")
     if last["role"] != "user" or content is None or content == []:
         return None, Reason.NO_INPUT
-    text = text_of(content)
-    if text is None:
-        return None, _content_reason(content)
-    if not last.keys() <= _MESSAGE_KEYS:
-        return None, Reason.UNSUPPORTED
     if not last_user_message and any(message["role"] not in _INSTRUCTION_ROLES for message in before):
         return None, Reason.CONVERSATION
-    return text, None
+    read = [last, *(message for message in before if message["role"] in _INSTRUCTION_ROLES)]
+    reason = next((found for message in read if (found := _message_reason(message)) is not None), None)
+    return (text_of(content), None) if reason is None else (None, reason)
 
 
 def instructions(messages: list[dict[str, Any]]) -> str:
@@ -125,11 +123,19 @@ def prompt_fingerprint(request: ModelRequest, model: str) -> str:
     return hashlib.sha256(canonical).hexdigest()[:16]
 
 
-def _content_reason(content: Any) -> Reason:
-    """Why content is not text."""
-    parts = content if type(content) is list else []
-    kinds = [part.get("type") for part in parts if type(part) is dict and type(part.get("type")) is str]
-    return next((_PART_REASONS[kind] for kind in kinds if kind in _PART_REASONS), Reason.UNSUPPORTED)
+def _message_reason(message: dict[str, Any]) -> Reason | None:
+    """Why a message is more, or other, than text."""
+    if not message.keys() <= _MESSAGE_KEYS:
+        return Reason.UNKNOWN_PARAMETER
+    content = message.get("content")
+    if type(content) is list and all(type(part) is dict for part in content):
+        kinds = [part.get("type") for part in content if type(part.get("type")) is str]
+        found = next((_PART_REASONS[kind] for kind in kinds if kind in _PART_REASONS), None)
+        if found is None and kinds == ["text"] * len(content) and any(part.keys() > _PART_KEYS for part in content):
+            return Reason.UNKNOWN_PARAMETER
+        if found is not None:
+            return found
+    return Reason.UNSUPPORTED if text_of(content) is None else None
 
 
 def _matcher(match: MatchSettings) -> Callable[[str], object]:

@@ -146,8 +146,11 @@ async def forward(
     places: Places,
     *,
     copied: bool = False,
+    whole: bool = False,
 ) -> Outcome:
     """Forward `call` and relay its answer with `headers` added, and a copy in the outcome where it is to be `copied`.
+
+    Where only a `whole` answer is of use, a client that leaves in the midst of it raises ClientGone, too.
 
     Raises AnswerableError or ClientGone where no answer has begun. An upstream that breaks off later leaves the
     client's answer without its end, so that nobody takes half an answer for a whole one.
@@ -164,7 +167,7 @@ async def forward(
         logger.warning("upstream %s: %s", outcome.upstream, error)
         outcome.give_up()
     except ClientGone:
-        if not outcome.status:
+        if whole or not outcome.status:
             raise
         metrics.disconnects.inc()
         outcome.overlong = False

@@ -7,7 +7,8 @@ from typing import Any
 import orjson
 
 from gateway.answer import SURROGATE_MODEL
-from gateway.wire import ModelRequest, dump
+from gateway.encoding import encoded
+from gateway.wire import ModelRequest
 from policies.types import Answer, AnswerKind
 
 # What the API repeats of a request, with what it says where the request is silent.
@@ -27,7 +28,7 @@ _REPEATED: dict[str, Any] = {
     "truncation": "disabled",
     "user": None,
 }
-_USAGE = {
+NO_TOKENS = {
     "input_tokens": 0,
     "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
     "output_tokens": 0,
@@ -41,7 +42,7 @@ def render_response(
     answer: Answer, request: ModelRequest, call_id: str, model: str = SURROGATE_MODEL, usage: bytes | None = None
 ) -> bytes:
     """A completed response. `usage` is JSON: what `model` says it spent; None for nothing."""
-    return dump(_completed(answer, _response(request, call_id, model), usage))
+    return encoded(_completed(answer, _response(request, call_id, model), usage))
 
 
 def render_response_stream(
@@ -51,7 +52,7 @@ def render_response_stream(
     pieces = []
     for number, event in enumerate(_events(answer, _response(request, call_id, model), usage)):
         event["sequence_number"] = number
-        pieces.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), dump(event)))
+        pieces.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), encoded(event)))
     return b"".join(pieces)
 
 
@@ -147,5 +148,5 @@ def _completed(answer: Answer, started: dict[str, Any], usage: bytes | None) -> 
         "completed_at": int(time.time()),
         "output": [_item(answer, started["id"].removeprefix("resp_"))],
         "service_tier": "default",
-        "usage": _USAGE if usage is None else orjson.loads(usage),
+        "usage": NO_TOKENS if usage is None else orjson.loads(usage),
     }

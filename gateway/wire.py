@@ -21,6 +21,9 @@ _QUOTE, _COLON = b'":'
 _OPENING, _CLOSING = b"{[", b"}]"
 
 
+# Bytes that are read in milliseconds whatever they hold, and values (commas, colons, brackets) that are.
+_SURELY_QUICK = 262_144
+_MOST_VALUES = 200_000
 # Parts of a `/v1/responses` message, and what chat calls them.
 _PARTS = {"input_text": "text", "output_text": "text", "input_image": "image_url", "input_file": "file"}
 
@@ -44,6 +47,14 @@ class ModelRequest:
     surface: Surface = Surface.CHAT
 
 
+def intricate(raw: bytes) -> bool:
+    """Whether reading the body would take so long that other calls had to wait for it: it is then relayed unread.
+
+    A body of megabytes is an image, one string; one with as many separate values is nobody's decision.
+    """
+    return len(raw) > _SURELY_QUICK and sum(map(raw.count, (b",", b"{", b"[", b":"))) > _MOST_VALUES
+
+
 def parse_object(raw: bytes) -> dict[str, Any]:
     """The JSON object in a request body; raises InvalidRequest.
 
@@ -60,20 +71,6 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     if type(body) is not dict:
         raise InvalidRequest("The body should be a JSON object.")
     return body
-
-
-def dump(value: Any) -> bytes:
-    """JSON of what `parse_object` takes and orjson does not write: lone surrogates, integers beyond 64 bits.
-
-    Raises InvalidRequest where it is nested deeper than can be written.
-    """
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        try:
-            return json.dumps(value, separators=(",", ":")).encode()
-        except RecursionError:
-            raise InvalidRequest("The body is nested too deeply.") from None
 
 
 def parse_chat(raw: bytes) -> ModelRequest:
@@ -157,7 +154,7 @@ def _message(item: Any) -> dict[str, Any]:
             else part
             for part in content
         ]
-    return {"role": item["role"], "content": content}
+    return {**{key: value for key, value in item.items() if key != "type"}, "content": content}
 
 
 def _model_spans(raw: bytes) -> list[tuple[int, int]]:

@@ -143,20 +143,21 @@ class Policy:
             )
         return self._judge(0, {"embedding": row}, limits)
 
-    def probabilities(self, text: str) -> dict[str, float] | None:
+    def probabilities(self, text: str, agreement: float | None = None) -> dict[str, float] | None:
         """How likely each label is the teacher's, the likeliest first; they add up to 1.
 
         By the stage that answers, else by the last one: what the surrogate says gets the accept score, the others share
         the rest in proportion to the surrogate's softmax (see `calibrated`). Where the answer has several fields, each
         is treated so, and a label's share is the product over them. None where nothing can be scored. Reads what
-        `decide` reads, and raises what it raises.
+        `decide` reads with the same `agreement`, and raises what it raises.
         """
+        limits = self._limits if agreement is None else self._limits_at(agreement)
         read = self._read(text) if self._stages else _REFUSED
-        if isinstance(read, LocalDecision):
+        if limits is None or isinstance(read, LocalDecision):
             return None
         for number in range(len(self._stages)):
             inputs = self._inputs(number, read)
-            decision = self._judge(number, inputs, self._limits)
+            decision = self._judge(number, inputs, limits)
             if decision.handled:
                 break
         return self._shared(number, inputs, decision)

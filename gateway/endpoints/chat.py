@@ -2,8 +2,8 @@
 
 from gateway.answer import EVENT_STREAM, JSON, NO_CACHE, NO_USAGE, Envelope, render, render_stream
 from gateway.asgi import send_bytes
-from gateway.endpoints.exchange import Exchange
 from gateway.endpoints.model import LocalCall, ModelEndpoint
+from gateway.exchange import Exchange
 from gateway.wire import ModelRequest, Surface, parse_chat
 from policies.types import Answer
 

@@ -2,17 +2,19 @@
 
 from typing import Any
 
-from gateway.access import Caller
 from gateway.answer import JSON, SURROGATE_MODEL
 from gateway.asgi import new_id, send_bytes, tracer_headers
 from gateway.asking import ask
-from gateway.decide import Decision, deferred
-from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
+from gateway.control import Mode
+from gateway.decide import Decision
+from gateway.encoding import encoded
+from gateway.endpoints.exchange import Endpoint, answer_json
 from gateway.errors import InvalidRequest, UpstreamUnreachable
+from gateway.exchange import Exchange
 from gateway.learn import Forwarded, learn
 from gateway.recognise import Recognised
-from gateway.wire import ModelRequest, Surface, dump, parse_chat, parse_object
-from policies.types import Answer, AnswerKind
+from gateway.wire import ModelRequest, Surface, parse_chat, parse_object
+from policies.types import Answer, AnswerKind, Reason
 
 
 class Classify(Endpoint):
@@ -31,10 +33,14 @@ class Classify(Endpoint):
         if type(text) is not str:
             raise InvalidRequest("'input' should be a string.", param="input")
         call_id = new_id()
-        decision = await self._decide(project, text, exchange.caller)
+        decision = await self.score(exchange, self.serving(project, exchange.caller), text)
+        if decision.label is not None and exchange.control.mode is Mode.SHADOW:
+            decision = decision.put_off(Reason.ASKED)
         self.count(project, decision)
         exchange.headers = tracer_headers(project, decision, call_id)
         request = None if decision.label is not None else self._question(project, text, body.get("messages"))
+        if request is not None and exchange.control.mode is Mode.LOCAL:
+            request = None
         if request is None:
             model = SURROGATE_MODEL if decision.label is not None else None
             await answer_json(exchange, _answer(decision, decision.label, model, body))
@@ -54,12 +60,7 @@ class Classify(Endpoint):
             return
         answer = learn(self.services, call, outcome)
         label = None if answer is None else self._label(project, answer)
-        await answer_json(exchange, _answer(decision, label, request.model, body))
-
-    async def _decide(self, project: str, text: str, caller: Caller) -> Decision:
-        serving = self.serving(project, caller)
-        flaw = self.services.recogniser.flaw(text)
-        return await self.services.decider.decide(serving, text) if flaw is None else deferred(serving, flaw)
+        await answer_json(exchange, _answer(decision, label, outcome.model or request.model, body))
 
     def _label(self, project: str, answer: Answer) -> str | None:
         """The policy's name for the teacher's answer, or else its text; None where it is no label."""
@@ -76,7 +77,7 @@ class Classify(Endpoint):
             messages = [{"role": "system", "content": asked.prompt}, {"role": "user", "content": text}]
         if messages is None or asked.teacher is None or settings.upstream_of(project) is None:
             return None
-        return parse_chat(dump({"model": asked.teacher, "messages": messages}))
+        return parse_chat(encoded({"model": asked.teacher, "messages": messages}))
 
 
 def _answer(decision: Decision, label: str | None, model: str | None, body: dict[str, Any]) -> dict[str, Any]:

@@ -4,20 +4,14 @@ from typing import Any
 
 from gateway.asgi import send_json
 from gateway.decide import Decision
-from gateway.endpoints.exchange import Exchange
 from gateway.endpoints.model import LocalCall, ModelEndpoint
+from gateway.exchange import Exchange
 from gateway.reading import choice_label
+from gateway.response import NO_TOKENS
 from gateway.wire import ModelRequest, Surface, parse_decisions
 from policies.types import Answer, AnswerKind, Reason
 
 _SIDES = frozenset({"true", "false"})
-_USAGE = {
-    "input_tokens": 0,
-    "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-    "output_tokens": 0,
-    "output_tokens_details": {"reasoning_tokens": 0},
-    "total_tokens": 0,
-}
 
 
 class Decisions(ModelEndpoint):
@@ -48,7 +42,7 @@ class Decisions(ModelEndpoint):
         policy = call.serving.policy
         if call.reply is None or policy is None:
             return decision
-        found = await self.services.decider.probabilities(call.serving, call.found.text or "")
+        found = await self.services.decider.probabilities(call.serving, call.found.text or "", call.control.agreement)
         if found is None or decision.label is None:
             call.reply = None
             return decision.put_off(Reason.BUSY if policy.slow else Reason.ERROR)
@@ -65,7 +59,7 @@ class Decisions(ModelEndpoint):
             given = _choice(question, found, label)
         if question.get("name") is not None:
             given["name"] = question["name"]
-        await send_json(exchange.send, {"model": call.model, "answers": [given], "usage": _USAGE}, exchange.headers)
+        await send_json(exchange.send, {"model": call.model, "answers": [given], "usage": NO_TOKENS}, exchange.headers)
 
 
 def _values(question: dict[str, Any]) -> dict[str, str | bool]:

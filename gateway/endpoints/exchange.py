@@ -1,41 +1,21 @@
-"""What the endpoints have in common: one HTTP exchange, and the border where errors become answers."""
+"""What the endpoints have in common: who may come in, and the border where errors become answers."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.access import ANYBODY, Caller
+from gateway.access import Caller
 from gateway.asgi import LOCAL_HEADERS, Headers, header, read_body, send_error, send_json
-from gateway.decide import Decision
+from gateway.control import Mode, read_control
+from gateway.decide import Decision, deferred
 from gateway.errors import AnswerableError, ClientGone, ProjectNotAllowed, UnknownProject, UnsupportedEncoding
+from gateway.exchange import Exchange
 from gateway.registry import Serving
 from gateway.services import Services
 from policies.types import Reason
 
 _UNKNOWN_KEY = Serving(None, Reason.KEY)
-
-
-@dataclass(slots=True)
-class Exchange:
-    """One request and its answer. `headers` are the x-tracer headers of whatever answer it ends in."""
-
-    scope: Scope
-    receive: Receive
-    send: Send
-    headers: Headers
-    caller: Caller = ANYBODY
-
-    @property
-    def project_header(self) -> str | None:
-        """The value of x-tracer-project."""
-        return header(self.scope, b"x-tracer-project")
-
-    @property
-    def encoded(self) -> bool:
-        """Whether the body is compressed. Nothing of a client's is inflated here: it may be a bomb."""
-        return (header(self.scope, b"content-encoding") or "identity").lower() != "identity"
 
 
 class Endpoint(ABC):
@@ -58,6 +38,7 @@ class Endpoint(ABC):
         try:
             if not self.public:
                 exchange.caller = self.services.access.enter(scope)
+                exchange.control = read_control(scope)
             await self.serve(exchange)
         except ClientGone:
             self.metrics.disconnects.inc()
@@ -91,6 +72,20 @@ class Endpoint(ABC):
         if serving.policy is None or self.services.access.accepts(self.services.settings.upstream_of(project), caller):
             return serving
         return _UNKNOWN_KEY
+
+    async def score(self, exchange: Exchange, serving: Serving, text: str) -> Decision:
+        """What the policy says of a text, as far as the caller wants it to be asked."""
+        reason = self.unscored(exchange, serving, text)
+        if reason is not None:
+            return deferred(serving, reason)
+        return await self.services.decider.decide(serving, text, exchange.control.agreement)
+
+    def unscored(self, exchange: Exchange, serving: Serving, text: str | None) -> Reason | None:
+        """Why a text (None: an embedding) is not even scored, or None."""
+        flaw = None if text is None else self.services.recogniser.flaw(text)
+        if flaw is not None or serving.policy is None:
+            return flaw or serving.reason
+        return Reason.ASKED if exchange.control.mode is Mode.TEACHER else None
 
     def count(self, project: str, decision: Decision) -> None:
         """Count a project's call under its lane and reason."""

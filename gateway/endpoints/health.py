@@ -5,7 +5,8 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.asgi import LOCAL_HEADERS, send_bytes
-from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
+from gateway.endpoints.exchange import Endpoint, answer_json
+from gateway.exchange import Exchange
 from gateway.registry import Serving
 
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 from gateway.answer import SURROGATE_MODEL
 from gateway.arguments import Writer, write_arguments
 from gateway.asgi import RELAYED_HEADERS, new_id, tracer_headers
-from gateway.control import Control, Mode, explanation, read_control
+from gateway.control import Control, Mode, explanation
 from gateway.decide import Decision, Lane, deferred
-from gateway.endpoints.exchange import Exchange
 from gateway.endpoints.passthrough import Relaying
 from gateway.errors import AnswerableError, InvalidRequest, KeptLocal
+from gateway.exchange import Exchange
 from gateway.learn import Forwarded, learn
 from gateway.reading import readable
 from gateway.recognise import MODEL_PREFIX, Recognised
@@ -21,7 +21,7 @@ from gateway.registry import Serving
 from gateway.relay import Client, Outcome, forward
 from gateway.upstream import Upstream, UpstreamCall
 from gateway.wanted import Wanted, misfit, wanted
-from gateway.wire import ModelRequest, Surface, with_model
+from gateway.wire import ModelRequest, Surface, intricate, with_model
 from policies.types import Answer, AnswerKind, Reason
 
 logger = logging.getLogger(__name__)
@@ -70,26 +70,23 @@ class ModelEndpoint(Relaying):
         if exchange.encoded:
             await self.relay(exchange)
             return
-        control = read_control(exchange.scope)
         raw = await self.body(exchange)
         started = perf_counter()
-        request = self.parse(raw)
-        found = self._recognise(request, control)
+        request = None if intricate(raw) else self.parse(raw)
+        found = None if request is None else self._recognise(request, exchange.control)
         self.admit(exchange, None if found is None else found.project)
-        if found is None:
-            if control.mode is Mode.LOCAL:
-                raise KeptLocal("The call was to be answered locally or not at all, and belongs to no project.")
+        if request is None or found is None:
+            self.keep_local(exchange)
             exchange.headers = RELAYED_HEADERS
             self.metrics.requests.labels("", Lane.TEACHER, "").inc()
             await self._forward(exchange, self.services.upstream_of(None), raw, copied=False)
             lane = Lane.TEACHER
         else:
-            lane = await self._serve_project(exchange, request, found, control)
+            lane = await self._serve_project(exchange, request, found)
         self.metrics.request_seconds.labels(lane).observe(perf_counter() - started)
 
-    async def _serve_project(
-        self, exchange: Exchange, request: ModelRequest, found: Recognised, control: Control
-    ) -> Lane:
+    async def _serve_project(self, exchange: Exchange, request: ModelRequest, found: Recognised) -> Lane:
+        control = exchange.control
         serving = self.serving(found.project, exchange.caller)
         call = LocalCall(new_id(), request, found, control, serving)
         decision = await self.decide(call)
@@ -127,7 +124,7 @@ class ModelEndpoint(Relaying):
         serving, found, control = call.serving, call.found, call.control
         if found.reason is not None or found.text is None:
             return deferred(serving, found.reason or Reason.NO_INPUT)
-        if control.mode is Mode.TEACHER:
+        if serving.policy is not None and control.mode is Mode.TEACHER:
             return deferred(serving, Reason.ASKED)
         decision = await self.services.decider.decide(serving, found.text, control.agreement)
         if decision.label is None or serving.policy is None:
@@ -149,8 +146,8 @@ class ModelEndpoint(Relaying):
         """The decision when an LLM has written the picked tool's arguments, or could not."""
         writer = self._writer(call)
         written = None
-        if writer is not None:
-            written = await write_arguments(self.services, exchange, call.request, reply.text, writer)
+        if writer is not None and call.wanted is not None:
+            written = await write_arguments(self.services, exchange, call.request, call.wanted, reply.text, writer)
         if writer is None or written is None:
             return decision.put_off(Reason.ARGUMENTS)
         call.reply, call.model, call.usage = written.answer, written.model, written.usage

@@ -3,9 +3,11 @@
 from starlette.types import Scope
 
 from gateway.asgi import RELAYED_HEADERS, header
+from gateway.control import Mode
 from gateway.decide import Lane
-from gateway.endpoints.exchange import Endpoint, Exchange
-from gateway.errors import NotFound
+from gateway.endpoints.exchange import Endpoint
+from gateway.errors import KeptLocal, NotFound
+from gateway.exchange import Exchange
 from gateway.relay import Client, forward
 from gateway.upstream import UpstreamCall
 
@@ -15,8 +17,9 @@ class Relaying(Endpoint):
 
     async def relay(self, exchange: Exchange) -> None:
         """Relay one call, its body unread."""
-        exchange.headers = RELAYED_HEADERS
         self.admit(exchange, None)
+        self.keep_local(exchange)
+        exchange.headers = RELAYED_HEADERS
         self.metrics.requests.labels("", Lane.TEACHER, "").inc()
         upstream = self.services.upstream_of(None)
         scope = exchange.scope
@@ -27,6 +30,11 @@ class Relaying(Endpoint):
         if outcome.status >= 400:
             # A yes counts only where keys are surely checked, which not every path does; a no counts everywhere.
             self.services.access.learned(outcome.upstream, exchange.caller, outcome.status)
+
+    def keep_local(self, exchange: Exchange) -> None:
+        """Raise KeptLocal where the caller asked that a call of no project's, too, stays here."""
+        if exchange.control.mode is Mode.LOCAL:
+            raise KeptLocal("The call was to be answered locally or not at all, and belongs to no project.")
 
 
 class Passthrough(Relaying):

@@ -7,12 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.asgi import batch_headers, new_id, tracer_headers
+from gateway.control import Mode
 from gateway.decide import Decision, deferred
-from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
+from gateway.endpoints.exchange import Endpoint, answer_json
 from gateway.errors import InvalidRequest, TooManyRows
+from gateway.exchange import Exchange
 from gateway.registry import Serving
 from gateway.services import Services
 from gateway.wire import parse_object
+from policies.types import Reason
 
 Value = str | NDArray[np.float32]
 
@@ -31,19 +34,26 @@ class Predict(Endpoint):
         serving = self.serving(project, exchange.caller)
         key, given = _one_of(body, "embedding", "input")
         value = _text(given, key) if key == "input" else _rows([given], key, serving)[0]
-        decision = await self._decide(serving, value)
+        decision = _shown(exchange, await self._decide(exchange, serving, value))
         self.count(project, decision)
         exchange.headers = tracer_headers(project, decision, new_id())
         score = 0.0 if decision.accept_score is None else decision.accept_score
         answer = {"label": decision.label, "decision": decision.word, "accept_score": score, "stage": decision.stage}
         await answer_json(exchange, answer)
 
-    async def _decide(self, serving: Serving, value: Value) -> Decision:
-        decider = self.services.decider
-        if not isinstance(value, str):
-            return decider.decide_here(serving, value)
-        flaw = self.services.recogniser.flaw(value)
-        return await decider.decide(serving, value) if flaw is None else deferred(serving, flaw)
+    async def _decide(self, exchange: Exchange, serving: Serving, value: Value) -> Decision:
+        return (
+            await self.score(exchange, serving, value)
+            if isinstance(value, str)
+            else self.here(exchange, serving, value)
+        )
+
+    def here(self, exchange: Exchange, serving: Serving, value: Value) -> Decision:
+        """Decide on the calling thread."""
+        reason = self.unscored(exchange, serving, value if isinstance(value, str) else None)
+        if reason is not None:
+            return deferred(serving, reason)
+        return self.services.decider.decide_here(serving, value, exchange.control.agreement)
 
 
 class PredictBatch(Predict):
@@ -63,11 +73,12 @@ class PredictBatch(Predict):
             most = self.services.settings.server.max_batch_rows
             raise TooManyRows(f"{key!r} has {len(given)} rows; the limit is {most}.", param=key)
         if key == "inputs" and serving.policy is not None and serving.policy.slow:
-            decisions = await self._decide_slowly(serving, [_text(item, key) for item in given])
+            decisions = await self._decide_slowly(exchange, serving, [_text(item, key) for item in given])
         elif len(given) > _ROWS_ON_LOOP:
-            decisions = await asyncio.to_thread(self._decide_all, serving, key, given)
+            decisions = await asyncio.to_thread(self._decide_all, exchange, serving, key, given)
         else:
-            decisions = self._decide_all(serving, key, given)
+            decisions = self._decide_all(exchange, serving, key, given)
+        decisions = [_shown(exchange, decision) for decision in decisions]
         for decision in decisions:
             self.count(project, decision)
         await answer_json(
@@ -79,27 +90,29 @@ class PredictBatch(Predict):
             },
         )
 
-    def _decide_all(self, serving: Serving, key: str, given: list[Any]) -> list[Decision]:
+    def _decide_all(self, exchange: Exchange, serving: Serving, key: str, given: list[Any]) -> list[Decision]:
         values: list[Value]
         values = [_text(item, key) for item in given] if key == "inputs" else list(_rows(given, key, serving))
-        return [self._decide_here(serving, value) for value in values]
+        return [self.here(exchange, serving, value) for value in values]
 
-    async def _decide_slowly(self, serving: Serving, texts: list[str]) -> list[Decision]:
+    async def _decide_slowly(self, exchange: Exchange, serving: Serving, texts: list[str]) -> list[Decision]:
         decisions = []
         for i, text in enumerate(texts):
             if i % _ROWS_ON_LOOP == 0:
                 await asyncio.sleep(0)
-            decisions.append(await self._decide(serving, text))
+            decisions.append(await self._decide(exchange, serving, text))
         return decisions
 
-    def _decide_here(self, serving: Serving, value: Value) -> Decision:
-        flaw = self.services.recogniser.flaw(value) if isinstance(value, str) else None
-        return self.services.decider.decide_here(serving, value) if flaw is None else deferred(serving, flaw)
+
+def _shown(exchange: Exchange, decision: Decision) -> Decision:
+    """The decision as its caller is to see it: `x-tracer-mode: shadow` answers nothing."""
+    shadow = exchange.control.mode is Mode.SHADOW and decision.label is not None
+    return decision.put_off(Reason.ASKED) if shadow else decision
 
 
 def project_of(services: Services, exchange: Exchange, body: dict[str, Any]) -> str:
     """The project a decision call is about: `project` in the body, the header, or the one served by default."""
-    named = body.get("project", exchange.project_header)
+    named = body.get("project", exchange.control.project)
     if named is None:
         named = services.settings.project_served()
         if named is None:

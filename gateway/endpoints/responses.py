@@ -2,8 +2,8 @@
 
 from gateway.answer import EVENT_STREAM, JSON, NO_CACHE
 from gateway.asgi import send_bytes
-from gateway.endpoints.exchange import Exchange
 from gateway.endpoints.model import LocalCall, ModelEndpoint
+from gateway.exchange import Exchange
 from gateway.response import render_response, render_response_stream
 from gateway.wire import ModelRequest, Surface, parse_responses
 from policies.types import Answer

@@ -34,7 +34,6 @@ HONOURED: dict[str, Any] = {
     "stop": None,
     "top_logprobs": None,
     "tools": [TOOL],
-    "parallel_tool_calls": True,
 }
 
 
@@ -59,9 +58,10 @@ def test_parameters_that_a_local_answer_honours_pass(key: str) -> None:
         {"response_format": {"type": "text"}},
         {"response_format": {"type": "json_object"}},
         {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
-        {"tool_choice": "auto"},
-        {"tool_choice": "required"},
-        {"tool_choice": {"type": "function", "function": {"name": "book"}}},
+        {"tool_choice": "auto", "tools": [TOOL]},
+        {"tool_choice": "required", "tools": [TOOL]},
+        {"tool_choice": {"type": "function", "function": {"name": "book"}}, "tools": [TOOL]},
+        {"tools": [TOOL], "parallel_tool_calls": True},
         {"stream": True, "stream_options": {"include_usage": True}},
     ],
 )
@@ -99,6 +99,16 @@ def test_formats_and_tools_pass(fields: dict[str, Any]) -> None:
         ({"prediction": {"type": "content", "content": "a"}}, "unsupported"),
         ({"web_search_options": {}}, "unsupported"),
         ({"temperature": "hot"}, "unsupported"),
+        ({"temperature": 50}, "unsupported"),
+        ({"temperature": float("nan")}, "unsupported"),
+        ({"top_p": 9}, "unsupported"),
+        ({"reasoning_effort": "banana"}, "unsupported"),
+        ({"service_tier": "zzz"}, "unsupported"),
+        ({"metadata": {"a": 1}}, "unsupported"),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens"),
+        ({"tools": []}, "tools"),
+        ({"parallel_tool_calls": True}, "tools"),
+        ({"tool_choice": "auto"}, "tool_choice"),
         ({"stream": "yes"}, "unsupported"),
         ({"stream_options": {"include_usage": True}}, "unsupported"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "unsupported"),
@@ -152,6 +162,8 @@ CHOICE = {"type": "choice", "instructions": "Which?", "choices": [{"value": "a"}
         ([{"type": "score", "instructions": "How much?", "levels": []}], "question"),
         ([{**CHOICE, "choices": [{"value": 3}]}], "question"),
         ([{**CHOICE, "unheard_of": 1}], "question"),
+        ([{**CHOICE, "choices": [{"value": "a", "unheard_of": 1}]}], "question"),
+        ([{**CHOICE, "name": 5}], "question"),
         ("all", "question"),
     ],
 )

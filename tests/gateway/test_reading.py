@@ -42,6 +42,7 @@ def test_an_answer_survives_its_own_rendering(answer: Answer) -> None:
     [
         ({"message": {"content": "y" * (LONGEST_LABEL + 1)}}, "y" * LONGEST_LABEL),
         ({"message": {"content": None, "refusal": "no"}}, "no"),
+        ({"finish_reason": "content_filter"}, "content_filter"),
         ({"message": {"content": "Sure.", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}}, "f"),
         ({"message": {"content": None, "tool_calls": [{"function": {"name": n}} for n in "fg"]}}, "f, g"),
         ({"message": {"content": "{" + "y" * LONGEST_LABEL}}, "{" + "y" * (LONGEST_LABEL - 1)),
@@ -122,7 +123,6 @@ def test_a_label_is_what_the_teacher_wrote(label: str) -> None:
     "choice",
     [
         {"finish_reason": "length"},
-        {"finish_reason": "content_filter"},
         {"finish_reason": None},
         {"message": {"content": None}},
         {"message": {"content": ""}},

@@ -1,0 +1,19 @@
+"""Values to JSON: quick, and whatever a client may have sent."""
+
+import json
+from typing import Any
+
+import orjson
+
+
+def encoded(value: Any) -> bytes:
+    """The value as JSON.
+
+    Lone surrogates and integers beyond 64 bits, which orjson refuses, are written as the standard library does; what is
+    no number (NaN, infinities) becomes null either way.
+    """
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+        return json.dumps(finite, separators=(",", ":")).encode()
