@@ -4,7 +4,8 @@ from pathlib import Path
 
 from gateway.answer import JSON
 from gateway.asgi import LOCAL_HEADERS, send_bytes
-from gateway.exchange import Endpoint, Exchange
+from gateway.endpoints.exchange import Endpoint
+from gateway.exchange import Exchange
 from gateway.services import Services
 
 DOCUMENT = Path(__file__).parents[1] / "openapi.json"
