@@ -30,6 +30,8 @@ def _headers(lane: bytes, decision: bytes, project: bytes = _NONE, policy: bytes
 LOCAL_HEADERS = _headers(_NONE, _NONE)
 # For calls of no project, which the teacher answers.
 RELAYED_HEADERS = _headers(b"teacher", b"deferred")
+# A generator of our own: the module's may be seeded by whatever else runs in the process, and ids then come again.
+_IDS = random.Random()  # noqa: S311 - unique, not secret
 _JSON_TYPE = b"application/json"
 
 
@@ -38,7 +40,7 @@ def new_id() -> str:
 
     Unique, not secret: the system's own randomness is a system call, at which other threads may take over.
     """
-    return f"{random.getrandbits(128):032x}"
+    return f"{_IDS.getrandbits(128):032x}"
 
 
 def header(scope: Scope, name: bytes) -> str | None:
