@@ -12,7 +12,7 @@ def encoded(value: Any) -> bytes:
     """The value as JSON.
 
     Lone surrogates and integers beyond 64 bits, which orjson refuses, are written as the standard library does; what is
-    no number (NaN, infinities) becomes null either way. Raises InvalidRequest where it is nested too deeply to be written.
+    no number (NaN, infinities) becomes null either way. Raises InvalidRequest where it is nested too deeply.
     """
     try:
         return orjson.dumps(value)
