@@ -1,7 +1,7 @@
 """What an application may see of the gateway: the one list, and comparing by it.
 
-A forwarded answer differs in nothing: `FORWARDED` is about headers only. `HANDLED` is all by which a handled answer
-differs from what the teacher would have said; docs/fidelity.md prints both lists, and a test holds them together.
+A forwarded answer differs in nothing but `FORWARDED`, which is about headers; `HANDLED` is all by which a handled one
+differs from what the teacher would have said. docs/fidelity.md prints both lists, and a test holds them together.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any
 FORWARDED = {
     "x-tracer-* headers": "added, so that anybody can see who answered and why",
     "date, connection, keep-alive, transfer-encoding headers": "belong to the connection, of which there are two",
+    "no answer at all": "a 502 or 504 in OpenAI's shape, where the client alone would have had a connection error",
 }
 HANDLED = {
     "id, item_id, call_id, request_id": "our own, with OpenAI's prefixes",
@@ -21,7 +22,9 @@ HANDLED = {
     "service_tier": "always `default`",
     "obfuscation": "not sent: there is no network between model and answer whose packets could be measured",
     "pieces of a stream": "the text, or a tool's arguments, come in one delta, so `sequence_number` counts fewer",
-    "headers": "x-tracer-* are added; openai-* and x-ratelimit-* are the provider's own, and missing",
+    "probabilities and confidence of /v1/decisions": "the policy's own, calibrated; the choice is the teacher's",
+    "headers": "`content-type`, `cache-control` and `x-request-id` are there as ever, the provider's others are not",
+    "x-tracer-* headers": FORWARDED["x-tracer-* headers"],
 }
 
 _IDS = frozenset({"id", "item_id", "call_id", "tool_call_id", "request_id", "request"})
@@ -29,7 +32,7 @@ _TIMES = frozenset({"created", "created_at", "completed_at"})
 _ANY = frozenset({"model", "system_fingerprint", "service_tier"})
 _DROPPED = frozenset({"obfuscation", "sequence_number"})
 _CONNECTION = frozenset({"date", "connection", "keep-alive", "transfer-encoding"})
-_PROVIDER = ("openai-", "x-ratelimit-")
+_ALWAYS = frozenset({"content-type", "cache-control", "x-request-id"})
 
 
 def forwarded_headers(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -38,10 +41,8 @@ def forwarded_headers(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str
 
 
 def handled_headers(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The headers of an answer without those that may differ when it is handled."""
-    kept = [(k, v) for k, v in forwarded_headers(headers) if not k.startswith(_PROVIDER)]
-    # How many bytes there are follows from what else may differ.
-    return sorted((k, v[:4] if k == "x-request-id" else v) for k, v in kept if k != "content-length")
+    """The headers of an answer that must be there when it is handled; of ids only their beginning."""
+    return sorted((k, v[:4] if k == "x-request-id" else v) for k, v in headers if k in _ALWAYS)
 
 
 def handled(value: Any) -> Any:

@@ -6,8 +6,9 @@ import httpx
 import pytest
 
 from tests.fidelity.conftest import Route
-from tests.fidelity.differences import forwarded_headers
+from tests.fidelity.differences import forwarded_headers, handled_headers
 from tests.fidelity.recorded import RECORDED, Recorded
+from tests.fidelity.world import FORMS, World
 from tests.scripted_teacher import Call, ScriptedTeacher
 
 
@@ -37,6 +38,22 @@ def test_a_forwarded_call_is_the_same_to_the_byte(
     assert arrived is not sent
     assert gated == straight
     assert _travelled(arrived) == _travelled(sent)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("surface", ["chat", "responses"])
+def test_a_handled_answer_has_the_headers_that_clients_read(
+    http: httpx.Client, direct: Route, through: Route, world: World, surface: str, stream: bool
+) -> None:
+    """What a body is, that a stream is not to be kept, and an id to ask about."""
+    form, text = FORMS["json"], world.known["json"]
+    body = {**(form.chat(text) if surface == "chat" else form.responses(text)), "stream": stream}
+    path = "/chat/completions" if surface == "chat" else "/responses"
+    straight, gated = (
+        http.post(route.base_url + path, json=body, headers={"x-script": "openai"}) for route in (direct, through)
+    )
+    assert gated.headers["x-tracer-decision"] == "handled"
+    assert handled_headers(gated.headers.multi_items()) == handled_headers(straight.headers.multi_items())
 
 
 def _travelled(call: Call) -> tuple[object, ...]:

@@ -105,6 +105,15 @@ def test_whatever_can_be_read_can_be_asked(gateway: ThreadedGateway, teacher: Sc
     assert len(teacher.chat_calls) == 1
 
 
+def test_what_cannot_be_written_again_is_refused(gateway: ThreadedGateway) -> None:
+    """A thousand levels can just be read."""
+    deep = b"[" * 1_000 + b"]" * 1_000
+    answer = httpx.post(
+        f"{gateway.url}/bank/classify", content=b'{"input": "x", "messages": [{"role": "user", "n": %b}]}' % deep
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+
+
 def test_without_a_prompt_a_deferred_call_has_no_label(
     gateway: ThreadedGateway, teacher: ScriptedTeacher, deferred_text: str
 ) -> None:
