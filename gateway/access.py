@@ -1,8 +1,8 @@
 """Who may ask: everybody on this machine, whoever an upstream knows, or the holders of our own keys.
 
-An endpoint asks four things: who calls (`enter`, before the body is read), whether the caller may use a project
-(`Caller.may_use`), whether a call of this caller may be answered here (`accepts`), and it passes on what the upstream
-said to the caller (`learned`).
+An endpoint asks five things: who calls (`enter`, before the body is read), whether the caller may use a project
+(`Caller.may_use`) and ask it for a model (`Caller.may_ask`), whether a call of this caller may be answered here
+(`accepts`), and it passes on what the upstream said to the caller (`learned`).
 """
 
 import asyncio
@@ -10,20 +10,24 @@ import contextlib
 import hashlib
 import ipaddress
 import logging
+import re
 import secrets
 import socket
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from starlette.types import Scope
 
-from gateway.errors import InvalidKey, SettingsError
+from gateway.errors import HostNotAllowed, InvalidKey, SettingsError
+from gateway.headers import KEY_HEADERS
 from gateway.keys import KeyRecord, KeysError, find, read_keys
 from gateway.metrics import Metrics
-from gateway.settings import AccessSettings, Settings
+from gateway.recognise import MODEL_PREFIX
+from gateway.settings import AccessSettings, ProjectSettings, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +36,17 @@ _LOOK_SECONDS = 0.5
 _SHOWN = 8
 # A key shorter than this would be half told by its first characters.
 _LONG_ENOUGH = 24
-# Where official clients put a key: OpenAI, Azure, Anthropic.
+_MOST_HOSTS = 64  # spellings of Host that are remembered
+_LONGEST_HOST = 100
+_HOST = re.compile(rb"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d*)?")
+# Where official clients put a key: OpenAI; Azure, Anthropic and Google.
 _BEARER = b"authorization"
-_PLAIN = (b"api-key", b"x-api-key")
+_PLAIN = tuple(sorted(KEY_HEADERS - {_BEARER}))
 _REFUSED = frozenset({401, 403})
+
+# What tells one state of the keys file from another, and what none has.
+_Mark = tuple[int, int, int, int]
+_UNREAD: _Mark = (-1, -1, -1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +65,22 @@ class Caller:
         """Whether a project's calls, or those of none (None), are open to the caller."""
         return self.projects is None or project in self.projects
 
+    def may_ask(self, project: ProjectSettings, model: str) -> bool:
+        """Whether a call of a project that the caller may use can go to a model.
+
+        Whose key is for some projects gets no more than their teachers, by name or as `tracer/<project>`. (The name
+        in that is the project the call is then taken for, whatever else it says.) Without a teacher any model goes.
+        """
+        if self.projects is None or project.teacher is None:
+            return True
+        return model == project.teacher or model.startswith(MODEL_PREFIX)
+
 
 ANYBODY = Caller()
 
 
 class Access:
-    """Mode `none`: everybody who reaches the port, which is this machine's own."""
+    """What the modes have in common: nobody is refused, nothing is learned."""
 
     async def start(self) -> None:
         """Open what needs a running loop."""
@@ -68,7 +89,7 @@ class Access:
         """Close it."""
 
     def enter(self, _: Scope) -> Caller:
-        """Who calls; raises InvalidKey. Credentials that must not travel are taken out of the scope."""
+        """Who calls; raises InvalidKey, HostNotAllowed. Credentials that must not travel leave the scope."""
         return ANYBODY
 
     def accepts(self, _upstream: str | None, _: Caller) -> bool:
@@ -79,6 +100,39 @@ class Access:
         """`upstream` answered a chat, responses or decisions call of `caller` with `status`."""
 
 
+class OpenAccess(Access):
+    """Mode `none`: everybody who reaches the port, which is this machine's own, by a name that is its own.
+
+    A web page can give its own name the address 127.0.0.1 (DNS rebinding) and is then, to the browser, of the same
+    origin as the gateway: it could read the answers. The name gives it away.
+    """
+
+    def __init__(self, settings: AccessSettings) -> None:
+        self._hosts = frozenset(settings.hosts) | {"localhost"}
+        self._allows = lru_cache(_MOST_HOSTS)(self._judge)
+
+    def enter(self, scope: Scope) -> Caller:
+        """Anybody. Raises HostNotAllowed; a call without Host is no browser's."""
+        for name, value in scope["headers"]:
+            if name == b"host" and not self._allows(value):
+                shown = value.decode("latin-1")[:_LONGEST_HOST]
+                raise HostNotAllowed(
+                    f"This gateway is called as localhost or 127.0.0.1, not as {shown!r}. "
+                    "Further names go into access.hosts."
+                )
+        return ANYBODY
+
+    def _judge(self, host: bytes) -> bool:
+        found = _HOST.fullmatch(host.lower())
+        if found is None:
+            return False
+        name = found[1].decode("ascii").strip("[]")
+        try:
+            return name in self._hosts or _is_own(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+
+
 class PassthroughAccess(Access):
     """Mode `passthrough`: the client's own key travels, and an upstream's yes to it holds for a while.
 
@@ -87,7 +141,7 @@ class PassthroughAccess(Access):
 
     def __init__(self, settings: AccessSettings) -> None:
         self._seconds = settings.key_seconds
-        self._names = frozenset(name.encode("latin-1") for name in settings.key_headers)
+        self._names = settings.account_headers
         self._salt = secrets.token_bytes(32)
         self._until: OrderedDict[tuple[str, bytes], float] = OrderedDict()  # on the monotonic clock
 
@@ -124,9 +178,10 @@ class KeyedAccess(Access):
         self._path = settings.keys_file
         self._metrics = metrics
         self._records: dict[str, KeyRecord] = {}
-        self._mark: tuple[int, int, int] | None = None
+        self._mark: _Mark | None = None
+        self._trouble = ""
         self._watcher: asyncio.Task[None] | None = None
-        self._credentials = frozenset(name.encode("latin-1") for name in settings.key_headers) | {_BEARER, *_PLAIN}
+        self._credentials = settings.account_headers
         metrics.keys.set_function(lambda: len(self._records))
 
     async def start(self) -> None:
@@ -168,21 +223,26 @@ class KeyedAccess(Access):
         try:
             records = await asyncio.to_thread(read_keys, self._path)
         except KeysError as error:
-            self._metrics.key_file_reads.labels("damaged").inc()
-            logger.error("the keys read before stay in force (%d): %s", len(self._records), error)
+            # Without a mark it is read again until that succeeds: not every mending shows in the file itself.
+            trouble = f"{mark}: {error}"
+            if trouble != self._trouble:
+                self._trouble = trouble
+                self._metrics.key_file_reads.labels("damaged").inc()
+                logger.error("the keys read before stay in force (%d): %s", len(self._records), error)
+            self._mark = _UNREAD
         else:
             self._metrics.key_file_reads.labels("ok" if mark is not None else "missing").inc()
             self._records = records
             what = f"{len(records)} keys" if mark is not None else "no such file: nobody gets in"
             logger.info("%s: %s", self._path, what)
-        self._mark = mark
+            self._mark, self._trouble = mark, ""
 
 
 def build_access(settings: Settings, metrics: Metrics) -> Access:
     """The mode `settings` asks for."""
     if settings.access.mode == "keys":
         return KeyedAccess(settings.access, metrics)
-    return PassthroughAccess(settings.access) if settings.access.mode == "passthrough" else Access()
+    return PassthroughAccess(settings.access) if settings.access.mode == "passthrough" else OpenAccess(settings.access)
 
 
 def check_access(settings: Settings) -> None:
@@ -212,7 +272,12 @@ def _is_loopback(host: str) -> bool:
     except (OSError, UnicodeError):
         return False
     addresses = [ipaddress.ip_address(address[0]) for *_, address in found]
-    return bool(addresses) and all((getattr(a, "ipv4_mapped", None) or a).is_loopback for a in addresses)
+    return bool(addresses) and all(map(_is_own, addresses))
+
+
+def _is_own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    mapped: ipaddress.IPv4Address | None = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 def _given(scope: Scope) -> str:
@@ -231,9 +296,9 @@ def _refusal(key: str) -> str:
     return f"Incorrect API key provided: {shown}***. Give a key of this gateway, made by 'tracer keys create'."
 
 
-def _mark(path: Path) -> tuple[int, int, int] | None:
+def _mark(path: Path) -> _Mark | None:
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size

@@ -7,21 +7,23 @@ where the answer allows it; a fallback's answer is taken only where it is a succ
 import asyncio
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from gateway.breaker import Breaker, Ticket
 from gateway.errors import AnswerableError, UpstreamBroken, UpstreamTimeout, UpstreamUnavailable, UpstreamUnreachable
-from gateway.headers import without_account
+from gateway.headers import ACCOUNT_HEADERS, without_account
 from gateway.metrics import Metrics
-from gateway.retrying import may_retry, wait_before
+from gateway.retrying import is_repeatable, leaves_nothing, may_retry, wait_before
 from gateway.settings import UpstreamSettings
 from gateway.upstream import Upstream, UpstreamAnswer, UpstreamCall
 from gateway.wire import with_model
 
 # An upstream that says so is not there, or a proxy in front of it found nobody.
 _AWAY = frozenset({502, 503, 504})
-# Calls that leave nothing behind and that another model can answer. An embedding of another model is no substitute.
+# Time-outs that no client can bring about by sending slowly.
+_UPSTREAMS_OWN = frozenset({"connect_timeout", "write_timeout"})
+# Calls that another model can answer. An embedding of another model is no substitute.
 _REPLACEABLE = frozenset({"/chat/completions", "/completions", "/responses"})
 # An error's body is read ahead within these, so that it needs no connection while others are asked.
 _AHEAD_BYTES = 65_536
@@ -60,7 +62,7 @@ class Guarded:
                     raise
                 wait: float | None = wait_before(retried, [], self.settings.max_retry_wait)
             else:
-                if self._breaker.open or not may_retry(answer):
+                if self._breaker.open or not may_retry(answer) or not is_repeatable(call):
                     return answer
                 wait = wait_before(retried, answer.headers, self.settings.max_retry_wait)
                 if wait is None:
@@ -75,15 +77,17 @@ class Guarded:
         if wait := self._breaker.wait():
             message = f"The upstream {self.name!r} failed too often in a row; it is asked again in a while."
             raise UpstreamUnavailable(message, math.ceil(wait))
+        upload = None if isinstance(call.body, bytes) else _Upload(call.body)
+        asked = call if upload is None else dataclasses.replace(call, body=upload)
         ticket = self._breaker.enter()
         try:
-            answer = await self._upstream.send(call)
+            answer = await self._upstream.send(asked)
         except BaseException as error:
-            self._failed(ticket, error)
+            self._failed(ticket, error, upload)
             raise
         else:
             if answer.status in _AWAY:
-                self._breaker.failed(ticket)
+                self._missed(ticket, upload)
             else:
                 self._breaker.succeeded()
             if answer.status >= 400:
@@ -92,21 +96,46 @@ class Guarded:
         finally:
             self._metrics.breaker_open.labels(self.name).set(self._breaker.open)
 
-    def _failed(self, ticket: Ticket, error: BaseException) -> None:
+    def _failed(self, ticket: Ticket, error: BaseException, upload: "_Upload | None") -> None:
         if isinstance(error, UpstreamUnreachable):
             self._count("unreachable")
-            self._breaker.failed(ticket)
+            self._missed(ticket, upload if error.sent else None)
         elif isinstance(error, UpstreamTimeout) and error.setting != "pool_timeout":
             self._count("timeout")
-            self._breaker.failed(ticket)
+            self._missed(ticket, None if error.setting in _UPSTREAMS_OWN else upload)
         else:
             # The client left or erred, or found no place among connections whose number is ours: no verdict.
             if isinstance(error, UpstreamTimeout):
                 self._count("timeout")
             self._breaker.left(ticket)
 
+    def _missed(self, ticket: Ticket, upload: "_Upload | None") -> None:
+        """Count a failure, but where it may be the client's: one that does not send what it announced."""
+        if upload is not None and not upload.whole:
+            self._breaker.left(ticket)
+        else:
+            self._breaker.failed(ticket)
+
     def _count(self, kind: str) -> None:
         self._metrics.upstream_errors.labels(self.name, kind).inc()
+
+
+class _Upload:
+    """A body on its way, which knows whether its end has been handed on."""
+
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        self.whole = False
+        self._pieces = pieces
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._pieces)
+        except StopAsyncIteration:
+            self.whole = True
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +149,18 @@ class Fallback:
 class Route:
     """An upstream with those that stand in for it. Their own fallbacks are not followed."""
 
-    def __init__(self, upstream: Guarded, fallbacks: Sequence[Fallback], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        upstream: Guarded,
+        fallbacks: Sequence[Fallback],
+        metrics: Metrics,
+        account_headers: frozenset[bytes] = ACCOUNT_HEADERS,
+    ) -> None:
         self.name = upstream.name
         self.training_allowed = upstream.training_allowed
         self._upstream = upstream
         self._fallbacks = fallbacks
+        self._account_headers = account_headers
         self._metrics = metrics
 
     async def start(self) -> None:
@@ -142,11 +178,11 @@ class Route:
         try:
             first = await self._upstream.send(call)
         except (UpstreamUnreachable, UpstreamTimeout, UpstreamUnavailable):
-            answer = await self._from_fallbacks(call, call.body)
+            answer = await self._from_fallbacks(call, call.body) if leaves_nothing(call.path, call.body) else None
             if answer is None:
                 raise
             return answer
-        if first.status != 429 and first.status < 500:
+        if (first.status != 429 and first.status < 500) or not leaves_nothing(call.path, call.body):
             return first
         first = await _ahead(first)
         try:
@@ -171,7 +207,7 @@ class Route:
     def _asked_of(self, fallback: Fallback, call: UpstreamCall, body: bytes) -> UpstreamCall:
         headers, query = call.headers, call.query
         if not self._upstream.settings.same_place(fallback.upstream.settings):
-            headers, query = without_account(headers), b""
+            headers, query = without_account(headers, self._account_headers), b""
         asked = body if fallback.model is None else with_model(body, fallback.model)
         return UpstreamCall(call.method, call.path, query, headers, asked)
 

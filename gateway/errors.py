@@ -8,6 +8,8 @@ GatewayError
 │   ├── InvalidHttp            400  the bytes are no HTTP request
 │   ├── InvalidKey             401  no key, or none that opens this gateway
 │   ├── ProjectNotAllowed      403  the key is for other projects
+│   ├── ModelNotAllowed        403  the key is for a project, and the model is not the project's
+│   ├── HostNotAllowed         403  called by a name that is not this machine's
 │   ├── UnknownProject         404  `tracer/<name>` or x-tracer-project names no project
 │   ├── NotFound               404  no such path
 │   ├── MethodNotAllowed       405
@@ -64,7 +66,8 @@ class AnswerableError(GatewayError):
 
     def body(self) -> bytes:
         """The OpenAI error object as JSON."""
-        fields = {"message": str(self), "type": self.type, "param": self.param, "code": self.code}
+        param = None if self.param is None else printable(self.param)
+        fields = {"message": printable(str(self)), "type": self.type, "param": param, "code": self.code}
         return orjson.dumps({"error": fields})
 
 
@@ -99,6 +102,22 @@ class ProjectNotAllowed(AnswerableError):  # noqa: N818
     status = 403
     type = "invalid_request_error"
     code = "project_not_allowed"
+
+
+class ModelNotAllowed(AnswerableError):  # noqa: N818
+    """The key is for a project, and the model that is asked for is not the project's."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "model_not_allowed"
+
+
+class HostNotAllowed(AnswerableError):  # noqa: N818
+    """The call came by a name that is not this machine's: from a web page, perhaps, whose name leads here."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "host_not_allowed"
 
 
 class UnknownProject(AnswerableError):  # noqa: N818
@@ -225,3 +244,8 @@ class UpstreamTimeout(AnswerableError):  # noqa: N818
     def __init__(self, message: str, setting: str = "read_timeout") -> None:
         super().__init__(message)
         self.setting = setting
+
+
+def printable(text: str) -> str:
+    """`text` with its lone surrogates, which a client's JSON may hold and UTF-8 cannot, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

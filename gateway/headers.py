@@ -15,12 +15,13 @@ _HOP_BY_HOP = frozenset(
 # What belongs to the client's connection to us.
 _REQUEST_ONLY = frozenset({b"host", b"expect"})
 _OURS = b"x-tracer-"
-# Where OpenAI, Anthropic and Azure look for a key.
-KEY_HEADERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
-# Whose account a call is for: meaningless, and none of their business, at another provider.
+# Where OpenAI, Azure, Anthropic and Google look for a key.
+KEY_HEADERS = frozenset({b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key"})
+# Whose account a call is for. What a gateway's settings add stands in `settings.AccessSettings.account_headers`.
 ACCOUNT_HEADERS = KEY_HEADERS | {b"openai-organization", b"openai-project"}
-_ACCOUNT = ACCOUNT_HEADERS | {b"cookie"}
-_OWN_KEY = re.compile(rb"(?:^|[\s,:=\"'])trc_", re.IGNORECASE)
+# Where keys are given, what only begins like ours is dropped too; elsewhere it may be anything.
+_LIKE_OURS = re.compile(rb"(?:^|[\s,:=\"'])trc_", re.IGNORECASE)
+_OURS_WHOLE = re.compile(rb"trc_[0-9a-f]{12}_", re.IGNORECASE)
 
 
 def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -36,21 +37,20 @@ def forwarded(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [(n, v) for n, v in end_to_end(headers) if n not in _REQUEST_ONLY and not holds_own_key(n, v)]
 
 
-def without_account(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The headers without what tells who the client is to its own provider."""
-    return [(n, v) for n, v in headers if n not in _ACCOUNT]
+def without_account(headers: Headers, account: frozenset[bytes] = ACCOUNT_HEADERS) -> list[tuple[bytes, bytes]]:
+    """The headers without what tells who the client is to its own provider: those of `account`, and cookies."""
+    return [(n, v) for n, v in headers if n not in account and n != b"cookie"]
 
 
 def holds_own_key(name: bytes, value: bytes) -> bool:
-    """Whether a header carries a key of this gateway (`trc_...`): bare, after a scheme, or in Basic credentials."""
-    if name not in KEY_HEADERS:
-        return False
-    if _OWN_KEY.search(value) is not None:
+    """Whether a header of any name carries a key of this gateway: bare, in other text, or in Basic credentials."""
+    pattern = _LIKE_OURS if name in KEY_HEADERS else _OURS_WHOLE
+    if pattern.search(value) is not None:
         return True
     scheme, _, credentials = value.strip().partition(b" ")
     if scheme.lower() != b"basic":
         return False
     try:
-        return _OWN_KEY.search(base64.b64decode(credentials)) is not None
+        return pattern.search(base64.b64decode(credentials)) is not None
     except binascii.Error:
         return False

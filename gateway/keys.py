@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -118,7 +119,7 @@ def _change(path: Path, change: Callable[[dict[str, KeyRecord]], None]) -> None:
     """Read, change and replace the file, one writer at a time: readers see the old one or the new one, whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(path.name + ".lock")):
+        with _locked(path):
             keys = dict(read_keys(path))
             change(keys)
             _replace(path, _Content(version=1, keys=keys).model_dump_json(indent=1).encode() + b"\n")
@@ -128,18 +129,41 @@ def _change(path: Path, change: Callable[[dict[str, KeyRecord]], None]) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    with path.with_name(path.name + ".lock").open("w") as file:
+        _take_after(file.fileno(), path)
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
+def _take_after(descriptor: int, path: Path) -> None:
+    """Give a file the owner and mode of `path`, where there is one and as far as the system lets us.
+
+    Or a key revoked as root would leave a file that the gateway cannot read.
+    """
+    try:
+        old = path.stat()
+    except FileNotFoundError:
+        return
+    mode = stat.S_IMODE(old.st_mode)
+    try:
+        os.fchown(descriptor, old.st_uid, old.st_gid)
+    except OSError:
+        try:
+            os.fchown(descriptor, -1, old.st_gid)
+        except OSError:
+            mode &= ~stat.S_IRWXG  # not for another group
+    with contextlib.suppress(OSError):
+        os.fchmod(descriptor, mode)
+
+
 def _replace(path: Path, content: bytes) -> None:
-    # mkstemp makes a file that its owner alone can read.
+    # mkstemp makes a file that its owner alone can read; where there was one, what its owner made of it holds.
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
+            _take_after(file.fileno(), path)
             os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:

@@ -4,13 +4,14 @@ litellm gives a refused connection the status 500 and a client's mistake the cla
 classes nor its statuses say who failed. What they were raised from does.
 """
 
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import orjson
 
-from gateway.errors import InvalidRequest, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import InvalidRequest, UpstreamTimeout, UpstreamUnreachable, printable
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -44,11 +45,22 @@ def answered(error: Exception, upstream: str) -> tuple[int, Headers, bytes]:
             raise UpstreamUnreachable(message, sent=sent) from error
     if any(isinstance(cause, TimeoutError) for cause in causes):
         raise UpstreamTimeout(f"The upstream {upstream!r} did not answer in time (read_timeout).") from error
+    misread = next((cause for cause in causes if isinstance(cause, _MISREAD)), None)
+    if misread is not None and _in_the_answer(misread):
+        # An HTML page, say. litellm calls it many things, a mistake of the client's among them.
+        message = f"The upstream {upstream!r} answered with what cannot be read ({type(misread).__name__})."
+        raise UpstreamUnreachable(message) from error
+    return _judged(error, causes, misread, upstream)
+
+
+def _judged(
+    error: Exception, causes: list[BaseException], misread: BaseException | None, upstream: str
+) -> tuple[int, Headers, bytes]:
+    """As `answered`, of an error with neither an answer nor a lost connection behind it: by what litellm made of it."""
     statuses = [status for cause in causes if type(status := getattr(cause, "status_code", None)) is int]
     if not any(status < 400 for status in statuses):  # or there was an answer, and it was none of the API's
         if statuses and statuses[0] < 500:
             return _refusal(error, statuses[0], None)
-        misread = next((cause for cause in causes if isinstance(cause, _MISREAD)), None)
         if misread is not None:
             kind = type(misread).__name__
             raise InvalidRequest(f"The request cannot be put into the terms of the upstream {upstream!r} ({kind}).")
@@ -65,6 +77,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _in_the_answer(error: BaseException) -> bool:
+    """Whether an answer was being read, not a request written. Where it was raised is all that tells the two apart."""
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # The second is the name that all of litellm's providers have for it.
+    return any(code is httpx.Response.json.__code__ or code.co_name == "transform_response" for code in codes)
+
+
 def _refusal(error: Exception, status: int, response: httpx.Response | None) -> tuple[int, Headers, bytes]:
     told = _told(response)
     fields = {
@@ -76,7 +95,11 @@ def _refusal(error: Exception, status: int, response: httpx.Response | None) -> 
     given = dict(response.headers) if response is not None else {}
     given |= getattr(error, "litellm_response_headers", None) or {}
     headers = [(name.encode(), str(given[name]).encode("latin-1", "replace")) for name in _KEPT if name in given]
-    return status, headers, orjson.dumps({"error": fields}, default=str)
+    return status, headers, orjson.dumps({"error": _printable(fields)}, default=str)
+
+
+def _printable(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: printable(value) if type(value) is str else value for name, value in fields.items()}
 
 
 def _told(response: httpx.Response | None) -> dict[str, Any]:

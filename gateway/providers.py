@@ -32,6 +32,9 @@ _PARAMETERS = frozenset(
     | {"stream_options", "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user"}
     | {"verbosity", "web_search_options"}
 )
+# litellm looks for a key in the environment where it is given none. It must not: that key would be everybody's.
+# A server without keys (a local ollama) takes no notice, every other one refuses it.
+_NO_KEY = "none"
 # Parameters that steer OpenAI's own platform; other providers have nothing they could mean.
 _IGNORED = frozenset({"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier"})
 
@@ -77,7 +80,7 @@ class ProviderUpstream:
                 **body,
                 custom_llm_provider=self._settings.provider,
                 api_base=self._settings.base_url,
-                api_key=self._api_key or _bearer(call),
+                api_key=self._key(call),
                 timeout=self._timeout,
                 max_retries=0,
                 # It would import a server's worth of packages, absent here, to look for tools this gateway has none of.
@@ -95,6 +98,12 @@ class ProviderUpstream:
         if streamed:
             return _StreamAnswer(answer, first, Origin(self.name))
         return _WholeAnswer(200, [_JSON], answer.model_dump_json().encode(), Origin(self.name))
+
+    def _key(self, call: UpstreamCall) -> str | None:
+        """The key litellm is given; None, where the settings allow it, for what it finds in the environment."""
+        if self._settings.ambient_credentials:
+            return self._api_key
+        return self._api_key or _bearer(call) or _NO_KEY
 
 
 class _WholeAnswer:

@@ -5,13 +5,40 @@ import math
 import random
 import time
 
-from gateway.errors import AnswerableError, UpstreamTimeout, UpstreamUnreachable
-from gateway.upstream import UpstreamAnswer
+from gateway.errors import AnswerableError, InvalidRequest, UpstreamTimeout, UpstreamUnreachable
+from gateway.upstream import UpstreamAnswer, UpstreamCall
+from gateway.wire import parse_object
 
 # The statuses and times are those of the official Python client, openai/_base_client.py and _constants.py.
 _PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})
 _FIRST_WAIT = 0.5  # seconds; doubles with every retry
 _LONGEST_WAIT = 8.0
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
+# Asked twice, they have answered twice, and nothing else has happened.
+_QUESTIONS = frozenset({"/chat/completions", "/completions", "/decisions", "/embeddings", "/moderations"})
+_RESPONSES = "/responses"
+
+
+def is_repeatable(call: UpstreamCall) -> bool:
+    """Whether a call that was answered with a failure may go out again: it has no effect, or one that is the same."""
+    if call.method in _IDEMPOTENT or call.path in _QUESTIONS:
+        return True
+    return call.path == _RESPONSES and isinstance(call.body, bytes) and leaves_nothing(call.path, call.body)
+
+
+def leaves_nothing(path: str, body: bytes) -> bool:
+    """Whether an answer is all that comes of a call, and needs nothing that was kept of an earlier one.
+
+    A response is kept unless its call says `store: false`, a completion where it says `store: true`.
+    """
+    try:
+        asked = parse_object(body)
+    except InvalidRequest:
+        return path != _RESPONSES
+    if path != _RESPONSES:
+        return not asked.get("store")
+    held = asked.get("previous_response_id") or asked.get("conversation") or asked.get("background")
+    return asked.get("store") is False and not held
 
 
 def may_retry(failed: UpstreamAnswer | AnswerableError) -> bool:

@@ -61,12 +61,17 @@ def _routes(settings: Settings, environ: Mapping[str, str], metrics: Metrics) ->
         name: Guarded(_upstream(settings, name, environ), upstream, metrics)
         for name, upstream in settings.upstreams.items()
     }
+    account = settings.access.account_headers
     return {
-        name: Route(guarded[name], [Fallback(guarded[f.upstream], f.model) for f in upstream.fallbacks], metrics)
+        name: Route(
+            guarded[name], [Fallback(guarded[f.upstream], f.model) for f in upstream.fallbacks], metrics, account
+        )
         for name, upstream in settings.upstreams.items()
     }
 
 
 def _upstream(settings: Settings, name: str, environ: Mapping[str, str]) -> Upstream:
-    kind = HttpUpstream if settings.upstreams[name].provider == "openai" else ProviderUpstream
-    return kind(name, settings.upstreams[name], api_key(settings, name, environ))
+    upstream, key = settings.upstreams[name], api_key(settings, name, environ)
+    if upstream.provider == "openai":
+        return HttpUpstream(name, upstream, key, settings.access.account_headers)
+    return ProviderUpstream(name, upstream, key)

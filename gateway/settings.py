@@ -15,12 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from pydantic_core import ErrorDetails
 
 from gateway.errors import SettingsError
+from gateway.headers import ACCOUNT_HEADERS
 
 # Names appear in paths, headers and metric labels.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # `/v1/classify` would be read as a path of the API.
 _RESERVED = frozenset({"v1"})
 _HEADER = re.compile(r"[A-Za-z0-9-]+")
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
+# They sign in with more than a key, or find their own: a key that is given does not keep litellm from looking.
+_AMBIENT = (
+    *("azure", "bedrock", "chatgpt", "databricks", "gdc", "gigachat", "github_copilot"),
+    *("oci", "sagemaker", "sap", "vertex_ai", "watsonx"),
+)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -49,9 +56,10 @@ class ServerSettings(_Frozen):
 
 
 class AccessSettings(_Frozen):
-    """Who may ask. `key_headers` are what an upstream may tell callers apart by."""
+    """Who may ask. `key_headers` are what an upstream may tell callers apart by; those of the default always count."""
 
     mode: Literal["none", "passthrough", "keys"] = "none"
+    hosts: tuple[str, ...] = ()
     keys_file: Path = Path(".tracer/keys.json")
     key_seconds: Seconds = 300.0
     key_headers: Annotated[tuple[str, ...], Field(min_length=1)] = (
@@ -69,6 +77,18 @@ class AccessSettings(_Frozen):
         if not all(_HEADER.fullmatch(name) for name in value):
             raise ValueError("should be names of headers")
         return tuple(name.lower() for name in value)
+
+    @field_validator("hosts")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_HOST_NAME.fullmatch(name) for name in value):
+            raise ValueError("should be names of hosts, without a port")
+        return tuple(name.lower() for name in value)
+
+    @property
+    def account_headers(self) -> frozenset[bytes]:
+        """What says who calls: the only list there is of what is asked for, told apart by, and kept from others."""
+        return ACCOUNT_HEADERS | {name.encode("latin-1") for name in self.key_headers}
 
 
 class StoreSettings(_Frozen):
@@ -92,6 +112,7 @@ class UpstreamSettings(_Frozen):
     provider: str = "openai"
     base_url: str | None = None
     api_key_env: str | None = None
+    ambient_credentials: bool = False
     training_allowed: bool = True
     connect_timeout: Seconds = 10.0
     read_timeout: Seconds = 600.0
@@ -117,7 +138,19 @@ class UpstreamSettings(_Frozen):
     def _reachable(self) -> Self:
         if self.provider == "openai" and self.base_url is None:
             raise ValueError("needs base_url, for example https://api.openai.com/v1")
+        if self.provider == "openai" and self.ambient_credentials:
+            raise ValueError("ambient_credentials is for litellm's providers: name the key's variable in api_key_env")
+        if self.provider.startswith(_AMBIENT) and not self.has_own_credentials:
+            raise ValueError(
+                f"the provider {self.provider!r} finds credentials in the gateway's environment whoever calls: allow "
+                "that with ambient_credentials: true, or name a key's variable in api_key_env"
+            )
         return self
+
+    @property
+    def has_own_credentials(self) -> bool:
+        """Whether it is called with the gateway's credentials, not with the client's key."""
+        return self.api_key_env is not None or self.ambient_credentials
 
     def same_place(self, other: "UpstreamSettings") -> bool:
         """Whether a key for the one is a key for the other: same provider, same host."""
@@ -196,7 +229,7 @@ class Settings(_Frozen):
             if project.mini is None:
                 raise ValueError(f"projects.{name}.mini_upstream: names an upstream without a model: set mini too")
             foreign = project.mini_upstream != self.upstream_of(name)
-            if foreign and self.upstreams[project.mini_upstream].api_key_env is None:
+            if foreign and not self.upstreams[project.mini_upstream].has_own_credentials:
                 raise ValueError(
                     f"projects.{name}.mini_upstream: {project.mini_upstream!r} needs an api_key_env of its own: the "
                     "client's key is for another upstream"
@@ -216,7 +249,7 @@ class Settings(_Frozen):
                 if fallback.upstream == name and fallback.model is None:
                     raise ValueError(f"{key}: is the upstream itself; name another one, or another model")
                 other = self.upstreams[fallback.upstream]
-                if other.api_key_env is None and not upstream.same_place(other):
+                if not other.has_own_credentials and not upstream.same_place(other):
                     # Or the client's key would have to travel to a place it was not meant for.
                     raise ValueError(
                         f"upstreams.{fallback.upstream}.api_key_env: is required of a fallback of {name!r}"
@@ -227,6 +260,12 @@ class Settings(_Frozen):
     def _keys_have_a_judge(self) -> Self:
         if self.access.mode == "passthrough":
             for name, upstream in self.upstreams.items():
+                if upstream.provider != "openai":
+                    raise ValueError(
+                        f"upstreams.{name}.provider: with access.mode passthrough an upstream's answer proves the "
+                        f"client's key, and litellm, which speaks to {upstream.provider!r}, also finds keys of the "
+                        "gateway's: use access.mode keys"
+                    )
                 if upstream.api_key_env is not None:
                     raise ValueError(
                         f"upstreams.{name}.api_key_env: with access.mode passthrough the upstream checks the client's "
@@ -240,7 +279,7 @@ class Settings(_Frozen):
                     )
         if self.access.mode == "keys":
             for name, upstream in self.upstreams.items():
-                if "api_key_env" not in upstream.model_fields_set:
+                if "api_key_env" not in upstream.model_fields_set and not upstream.ambient_credentials:
                     raise ValueError(
                         f"upstreams.{name}.api_key_env: is required with access.mode keys, as no client's key travels: "
                         "name the variable that holds the upstream's key, or say null for an upstream without keys"

@@ -18,7 +18,7 @@ import yarl
 from multidict import CIMultiDict
 
 from gateway.errors import AnswerableError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
-from gateway.headers import KEY_HEADERS, Headers, end_to_end, forwarded
+from gateway.headers import ACCOUNT_HEADERS, Headers, end_to_end, forwarded, without_account
 from gateway.request_body import PIECE, RequestBody, WriteStalled, whole
 from gateway.settings import UpstreamSettings
 
@@ -96,14 +96,24 @@ class Upstream(Protocol):
 
 
 class HttpUpstream:
-    """An upstream that speaks the OpenAI API itself."""
+    """An upstream that speaks the OpenAI API itself.
 
-    def __init__(self, name: str, settings: UpstreamSettings, api_key: str | None) -> None:
+    Where it has a key of its own, nothing of the client's account (`account_headers`, cookies) travels to it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: UpstreamSettings,
+        api_key: str | None,
+        account_headers: frozenset[bytes] = ACCOUNT_HEADERS,
+    ) -> None:
         self.name = name
         self.training_allowed = settings.training_allowed
         self._settings = settings
         self._base = _base_url(settings.base_url or "")
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
+        self._account_headers = account_headers
         self._session: aiohttp.ClientSession | None = None
         self._places = asyncio.Semaphore(settings.max_connections)
         self._losses = _Losses()
@@ -196,14 +206,12 @@ class HttpUpstream:
         return None if not call.body and call.method in _BODILESS else call.body
 
     def _headers(self, call: UpstreamCall) -> CIMultiDict[str]:
-        dropped: set[bytes] = set()
+        kept = forwarded(call.headers)
         if isinstance(call.body, bytes):
-            dropped.add(b"content-length")  # the HTTP client counts them; the model's name may have changed
+            # The HTTP client counts them; the model's name may have changed.
+            kept = [(n, v) for n, v in kept if n != b"content-length"]
         if self._authorization is not None:
-            dropped |= KEY_HEADERS
-        kept = [(n, v) for n, v in forwarded(call.headers) if n not in dropped]
-        if self._authorization is not None:
-            kept.append((b"authorization", self._authorization))
+            kept = [*without_account(kept, self._account_headers), (b"authorization", self._authorization)]
         return CIMultiDict((n.decode("latin-1"), _text(v)) for n, v in kept)
 
 

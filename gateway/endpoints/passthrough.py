@@ -1,5 +1,7 @@
 """Everything else under /v1/: relayed untouched, bodies streamed both ways."""
 
+from urllib.parse import unquote_to_bytes
+
 from starlette.types import Scope
 
 from gateway.asgi import RELAYED_HEADERS, header
@@ -50,8 +52,11 @@ def _path(scope: Scope) -> str:
     if ".." in scope["path"].split("/"):
         # The upstream's key must not open paths beside those it is configured for.
         raise NotFound("The path holds '..'.")
-    raw: bytes = scope["raw_path"]
-    return "/" + raw.split(b"/", 2)[2].decode("latin-1")
+    _, version, *rest = scope["raw_path"].split(b"/", 2)
+    if unquote_to_bytes(version) != b"v1" or not rest:
+        # An encoded slash: what the route took for two segments is one.
+        raise NotFound("The path has no /v1/ of its own.")
+    return "/" + str(rest[0], "latin-1")
 
 
 def _has_body(scope: Scope) -> bool:

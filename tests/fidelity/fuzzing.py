@@ -76,7 +76,7 @@ class Range:
 
     def _leave(self, shot: Shot) -> None:
         port = int(self.url.rpartition(":")[2])
-        head = f"POST {shot.path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(shot.body)}\r\n\r\n"
+        head = f"POST {shot.path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(shot.body)}\r\n\r\n"
         with socket.create_connection(("127.0.0.1", port), timeout=LONGEST_SECONDS) as connection:
             connection.sendall(head.encode() + shot.body[: shot.leaves])
 

@@ -1,7 +1,9 @@
 """Who may ask: loopback only, the client's own key judged by the upstream, or keys of ours; and where keys never go."""
 
+import asyncio
 import json
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +14,10 @@ import openai
 import pytest
 
 from gateway import keys
-from gateway.access import ANYBODY, Caller, PassthroughAccess, check_access
-from gateway.errors import SettingsError
-from gateway.settings import AccessSettings, Settings, build_settings
+from gateway.access import ANYBODY, Caller, KeyedAccess, PassthroughAccess, check_access
+from gateway.errors import InvalidKey, SettingsError
+from gateway.metrics import Metrics
+from gateway.settings import AccessSettings, ProjectSettings, Settings, build_settings
 from policies.store import Store
 from tests.scripted_teacher import ScriptedTeacher
 from tests.serving import ThreadedGateway, make_settings
@@ -296,11 +299,11 @@ def test_a_refusal_does_not_wait_for_the_body(keyed: ThreadedGateway) -> None:
     assert (answer.status_code, answer.headers["connection"]) == (401, "close")
 
 
-@pytest.mark.parametrize("name", ["authorization", "api-key", "x-api-key"])
+@pytest.mark.parametrize("name", ["authorization", "api-key", "x-api-key", "x-goog-api-key"])
 def test_a_key_may_be_given_as_the_official_clients_do(
     keyed: ThreadedGateway, tmp_path: Path, handled_text: str, name: str
 ) -> None:
-    """OpenAI, Azure and Anthropic each have a header for it."""
+    """OpenAI, Azure, Anthropic and Google each have a header for it."""
     key = _key(tmp_path, "bank")
     headers = {name: f"bearer {key}" if name == "authorization" else key}
     url = f"{keyed.base_url}/chat/completions"
@@ -380,7 +383,8 @@ def test_our_keys_never_reach_the_upstream(
     """On no surface, in no header: the upstream sees the key from the environment, or none at all."""
     key = _key(tmp_path)
     with ThreadedGateway(_keyed(tmp_path, policy_folder, teacher, variable), {"UP_KEY": UPSTREAM_KEY}) as gateway:
-        carried = {"api-key": key, "x-api-key": key, "openai-organization": "theirs", "authorization": f"Bearer {key}"}
+        carried = {"api-key": key, "x-api-key": key, "x-goog-api-key": key, "x-anything": f"k={key}"}
+        carried |= {"openai-organization": "theirs", "authorization": f"Bearer {key}"}
         for method, path, body in [*SURFACES, ("POST", "/v1/chat/completions", _chat(deferred_text))]:
             httpx.request(method, gateway.url + path, json=body, headers=carried | {"x-kept": "1"})
         packed = {"content-encoding": "gzip", "x-script": "raw", **carried}
@@ -465,3 +469,156 @@ def test_a_batch_has_a_limit(tmp_path: Path, policy_folder: Path, teacher: Scrip
             answer = httpx.post(f"{gateway.url}/predict_batch", content=json.dumps({"inputs": ["a"] * rows}))
             assert answer.status_code == status
         assert answer.json()["error"]["code"] == "too_many_rows"
+
+
+# By which name the gateway is called.
+
+
+def _as(gateway: ThreadedGateway, host: str, path: str = "/predict") -> httpx.Response:
+    return httpx.post(gateway.url + path, json={"input": "a", "project": "bank"}, headers={"host": host})
+
+
+@pytest.fixture
+def open_one(tmp_path: Path, policy_folder: Path, teacher: ScriptedTeacher) -> Iterator[ThreadedGateway]:
+    """A gateway of this machine's own, with one more name."""
+    tree = {"projects": _projects(policy_folder), "access": {"hosts": ["Host.Docker.Internal"]}}
+    with ThreadedGateway(make_settings(tmp_path, tree, teacher.url)) as running:
+        yield running
+
+
+OWN_NAMES = ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "127.8.9.10", "[::1]:8000", "[::ffff:127.0.0.1]"]
+OTHER_NAMES = ["evil.example", "evil.example:8000", "localhost.evil.example", "192.0.2.1", "0.0.0.0", "[::2]", "["]
+
+
+@pytest.mark.parametrize("host", [*OWN_NAMES, "host.docker.internal:8000"])
+def test_this_machine_is_called_by_its_own_names(open_one: ThreadedGateway, host: str) -> None:
+    """Or those of `access.hosts`, with any port."""
+    assert _as(open_one, host).status_code == 200
+
+
+@pytest.mark.parametrize("host", [*OTHER_NAMES, "evil@localhost", "localhost/a"])
+def test_a_name_from_elsewhere_is_refused(open_one: ThreadedGateway, teacher: ScriptedTeacher, host: str) -> None:
+    """A page whose own name leads here (DNS rebinding) reads nothing, on any surface."""
+    for method, path, body in SURFACES:
+        answer = httpx.request(method, open_one.url + path, json=body, headers={"host": host})
+        assert answer.status_code == 403
+        error = answer.json()["error"]
+        assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "host_not_allowed", None)
+    assert teacher.calls == []
+
+
+def test_a_call_without_a_name_is_no_browsers(open_one: ThreadedGateway) -> None:
+    """HTTP/1.0 has none; a second name counts like the first."""
+    port = int(open_one.url.rpartition(":")[2])
+    for head, status in (
+        (b"GET /v1/models HTTP/1.0\r\n\r\n", b"200"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", b"40"),
+    ):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.settimeout(5)
+            connection.sendall(head)
+            assert connection.recv(65_536).partition(b" ")[2].startswith(status)
+
+
+@pytest.mark.parametrize("mode", ["keyed", "judged"])
+def test_where_a_key_is_asked_for_the_name_is_nobodys_business(mode: str, request: pytest.FixtureRequest) -> None:
+    """A page has no key."""
+    gateway: ThreadedGateway = request.getfixturevalue(mode)
+    assert _as(gateway, "gateway.example").status_code == (401 if mode == "keyed" else 200)
+
+
+def test_a_host_with_a_port_is_a_settings_error() -> None:
+    """It would never match."""
+    with pytest.raises(SettingsError, match=r"access\.hosts: should be names of hosts"):
+        build_settings({"access": {"hosts": ["a:8000"]}}, {})
+
+
+# Which credentials an upstream is called with.
+
+
+@pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        (
+            {"access": {"mode": "passthrough"}, "upstreams": {"a": {"provider": "anthropic"}}},
+            "upstreams.a.provider: with access.mode passthrough",
+        ),
+        ({"upstreams": {"a": {"provider": "bedrock"}}}, "upstreams.a: the provider 'bedrock' finds credentials"),
+        ({"upstreams": {"a": {"provider": "vertex_ai"}}}, "upstreams.a: the provider 'vertex_ai' finds credentials"),
+        ({"upstreams": {"a": UPSTREAM | {"ambient_credentials": True}}}, "upstreams.a: ambient_credentials is for"),
+    ],
+)
+def test_credentials_of_the_environment_need_to_be_allowed(tree: Any, expected: str) -> None:
+    """They are the gateway's own, whoever calls."""
+    with pytest.raises(SettingsError) as refused:
+        build_settings(tree, {})
+    assert str(refused.value).startswith(expected)
+
+
+def test_allowed_credentials_are_an_upstreams_own() -> None:
+    """Like a key: for every mode but passthrough, for a mini, and for a fallback of somebody else's."""
+    ambient = {"provider": "bedrock", "ambient_credentials": True}
+    upstreams = {"a": UPSTREAM | {"fallbacks": [{"upstream": "b", "model": "m"}], "api_key_env": "K"}, "b": ambient}
+    project = PROJECT | {"mini": "m", "mini_upstream": "b"}
+    for mode in ("none", "keys"):
+        tree = {"access": {"mode": mode}, "upstreams": upstreams, "default_upstream": "a", "projects": {"p": project}}
+        build_settings(tree, {"K": "k"})
+
+
+# What a key for some projects may ask.
+
+
+def test_a_key_for_a_project_may_ask_its_teacher() -> None:
+    """Under its own name or as `tracer/<project>`; a project without a teacher leaves the choice to the caller."""
+    taught, free = ProjectSettings(policy=Path("a"), teacher="small"), ProjectSettings(policy=Path("a"))
+    scoped = Caller(frozenset({"bank"}))
+    assert scoped.may_ask(taught, "small")
+    assert scoped.may_ask(taught, "tracer/bank")
+    for dearer in ("o9-pro", "Small", "small ", "", "tracer"):
+        assert not scoped.may_ask(taught, dearer)
+        assert scoped.may_ask(free, dearer)
+        assert ANYBODY.may_ask(taught, dearer)
+        assert Caller(None, "id").may_ask(taught, dearer)
+
+
+# The keys file, where it cannot be read for a while.
+
+
+def test_a_file_that_is_mended_without_a_change_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A key revoked meanwhile is out; until then the trouble is told once, not at every look."""
+    file = tmp_path / "keys.json"
+    key_id, key = keys.create(file, "*", "", None)
+    metrics = Metrics()
+    access = KeyedAccess(AccessSettings(mode="keys", keys_file=file), metrics)
+    scope = {"headers": [(b"authorization", f"Bearer {key}".encode())]}
+    readable = {"now": True}
+
+    def read(path: Path) -> dict[str, keys.KeyRecord]:
+        if not readable["now"]:
+            raise keys.KeysError(f"{path}: cannot be read: Permission denied")
+        return keys.read_keys(path)
+
+    def damaged() -> bool:
+        return metrics.registry.get_sample_value("tracer_key_file_reads_total", {"outcome": "damaged"}) == 1
+
+    async def live() -> None:
+        await access.start()
+        access.enter(dict(scope))
+        readable["now"] = False
+        keys.revoke(file, key_id)
+        await asyncio.to_thread(_eventually, damaged)
+        access.enter(dict(scope))
+        await asyncio.sleep(1.2)
+        assert damaged()
+        before = file.stat().st_ctime_ns
+        readable["now"] = True  # as where a folder above it, or its list of readers, is mended
+        await asyncio.to_thread(_eventually, lambda: not access._records)
+        assert file.stat().st_ctime_ns == before
+        with pytest.raises(InvalidKey):
+            access.enter(dict(scope))
+        await access.stop()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gateway.access.read_keys", read)
+        asyncio.run(live())
+    assert sum("stay in force" in record.getMessage() for record in caplog.records) == 1

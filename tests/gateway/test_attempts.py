@@ -407,3 +407,88 @@ def test_a_stream_of_a_fallback_is_a_stream(tmp_path: Path, teacher: ScriptedTea
     body = json.loads(BODY) | {"stream": True}
     with _gateway(tmp_path, upstreams) as gateway:
         assert _ask(gateway, content=json.dumps(body).encode()).text.endswith("data: [DONE]\n\n")
+
+
+def test_what_makes_something_is_sent_once(tmp_path: Path) -> None:
+    """A thread may have been made before the answer went wrong; a list may be asked for again."""
+    with (
+        RawUpstream(answering(response(500))) as upstream,
+        _gateway(tmp_path, {"a": {"base_url": upstream.url, "retries": 2, "max_retry_wait": 0.01}}) as gateway,
+    ):
+        assert httpx.post(f"{gateway.base_url}/threads").status_code == 500
+        assert len(upstream.requests) == 1
+        assert httpx.get(f"{gateway.base_url}/models").status_code == 500
+        assert len(upstream.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "replaced"),
+    [
+        ({"store": False}, True),
+        ({}, False),
+        ({"store": False, "previous_response_id": "resp_a"}, False),
+        ({"store": False, "conversation": "conv_a"}, False),
+        ({"store": False, "background": True}, False),
+    ],
+)
+def test_a_response_that_is_kept_is_not_made_elsewhere(
+    tmp_path: Path, teacher: ScriptedTeacher, fields: dict[str, Any], replaced: bool
+) -> None:
+    """Nobody would find it there again, nor there what it goes on from. The upstream's own failure is told."""
+    for handler, status in ((answering(response(503)), 503), (_reset, 502)):
+        with RawUpstream(handler) as first:
+            upstreams = {
+                "a": {"base_url": first.url, "fallbacks": [{"upstream": "b"}]},
+                "b": {"base_url": teacher.url, "api_key_env": "OTHER"},
+            }
+            with _gateway(tmp_path, upstreams) as gateway:
+                body = json.dumps({"model": "gpt", "input": "hi", **fields}).encode()
+                assert _ask(gateway, "/responses", content=body).status_code == (200 if replaced else status)
+    assert len(teacher.calls) == 2 * replaced
+
+
+def test_a_fallback_elsewhere_learns_nothing_of_the_client(tmp_path: Path, teacher: ScriptedTeacher) -> None:
+    """Nor from headers that only the settings know as keys."""
+    upstreams = {
+        "a": {**DEAD, "fallbacks": [{"upstream": "b"}]},
+        "b": {"base_url": teacher.url, "api_key_env": "OTHER"},
+    }
+    tree = {"upstreams": upstreams, "default_upstream": "a", "access": {"key_headers": ["x-custom-key"]}}
+    headers = {"x-goog-api-key": "CANARY", "x-custom-key": "CANARY", "openai-project": "CANARY", "cookie": "CANARY"}
+    with ThreadedGateway(make_settings(tmp_path, tree), KEYS) as gateway:
+        assert _ask(gateway, content=BODY.replace(b"tracer/new", b"gpt"), headers=headers).status_code == 200
+    assert "CANARY" not in repr(teacher.calls[0].headers)
+
+
+async def _impatient(upstream: RawUpstream, connection: Connection) -> None:
+    """Answers what is whole, and 503 or nothing to an upload that is not, as its path says."""
+    head = await connection.reader.readuntil(b"\r\n\r\n")
+    upstream.requests.append(head)
+    if b"/files" in head:
+        await asyncio.sleep(0.1)
+        if b"/busy" in head:
+            await connection.write(response(503))
+    else:
+        await connection.write(response(200, b"there"))
+
+
+@pytest.mark.parametrize("path", ["/files", "/files/busy"])
+def test_uploads_that_do_not_end_say_nothing_of_the_upstream(tmp_path: Path, path: str) -> None:
+    """Or one client that announces more than it sends could close the upstream to all the others."""
+    settings = {"breaker_failures": 2}
+    with (
+        RawUpstream(_impatient) as upstream,
+        _gateway(tmp_path, {"a": {"base_url": upstream.url, **settings}}) as gateway,
+    ):
+        port = int(gateway.url.rpartition(":")[2])
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.settimeout(5)
+                head = f"POST /v1{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc"
+                connection.sendall(head.encode())
+                assert connection.recv(12) in (b"HTTP/1.1 502", b"HTTP/1.1 503")
+        assert gateway.metric("tracer_breaker_open", upstream="a") == 0
+        assert httpx.get(f"{gateway.base_url}/models").text == "there"
+        for _ in range(2):
+            assert httpx.post(f"{gateway.base_url}{path}", content=b"whole").status_code >= 502
+        assert gateway.metric("tracer_breaker_open", upstream="a") == 1

@@ -124,7 +124,7 @@ def test_a_signal_lets_calls_in_flight_finish(tmp_path: Path, teacher: ScriptedT
     with GatewayProcess(tmp_path, "--upstream", teacher.url, "--project", "bank", "--teacher", "m") as gateway:
         body = b'{"model":"tracer/bank","messages":[{"role":"user","content":"hi"}]}'
         with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
-            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
             connection.sendall(head + body)
             assert teacher.arrived.wait(5)
             gateway.process.send_signal(number)
@@ -147,7 +147,7 @@ def test_shutting_down_takes_no_longer_than_it_may(tmp_path: Path, teacher: Scri
     with GatewayProcess(tmp_path, "--config", "c.yaml") as gateway:
         body = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
         with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
-            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
             connection.sendall(head + body)
             assert teacher.arrived.wait(5)
             assert gateway.terminate() == 0
@@ -180,7 +180,7 @@ def test_an_idle_connection_is_closed_after_its_time(tmp_path: Path) -> None:
         GatewayProcess(tmp_path, "--config", "c.yaml") as gateway,
         socket.create_connection(("127.0.0.1", gateway.port)) as connection,
     ):
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         started = time.monotonic()
         connection.settimeout(10)
         received = b""

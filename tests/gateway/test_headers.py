@@ -5,6 +5,7 @@ import base64
 import pytest
 
 from gateway.headers import end_to_end, forwarded, holds_own_key, without_account
+from gateway.settings import AccessSettings
 
 
 def test_what_ends_at_each_connection_does_not_travel() -> None:
@@ -58,3 +59,20 @@ def test_an_account_is_its_providers_business() -> None:
     """Keys, cookies and organisations stay; the rest goes on."""
     given = [(b"authorization", b"x"), (b"cookie", b"y"), (b"openai-organization", b"z"), (b"accept", b"*/*")]
     assert without_account(given) == [(b"accept", b"*/*")]
+
+
+KEY = b"trc_0123456789ab_secret"
+
+
+@pytest.mark.parametrize("value", [KEY, b"Token " + KEY, b"k=" + KEY + b"; a=b", b"Basic " + base64.b64encode(KEY)])
+@pytest.mark.parametrize("name", [b"x-goog-api-key", b"x-anything", b"cookie"])
+def test_a_whole_key_of_ours_does_not_travel_under_any_name(name: bytes, value: bytes) -> None:
+    """Nobody knows all the headers in which clients put keys."""
+    assert forwarded([(name, value), (b"a", b"b")]) == [(b"a", b"b")]
+
+
+def test_the_settings_add_to_what_makes_an_account() -> None:
+    """What is always one stays one."""
+    account = AccessSettings(key_headers=("X-Theirs",)).account_headers
+    given = [(b"x-theirs", b"1"), (b"x-goog-api-key", b"2"), (b"authorization", b"3"), (b"accept", b"4")]
+    assert without_account(given, account) == [(b"accept", b"4")]

@@ -138,3 +138,29 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         keys.create(file, "*", "", None)
     assert file.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["keys.json", "keys.json.lock"]
+
+
+def test_a_changed_file_keeps_its_mode_and_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key revoked by root leaves a file that the gateway can still read."""
+    file = tmp_path / "keys.json"
+    first, _ = keys.create(file, "*", "", None)
+    file.chmod(0o640)
+    owners: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "fchown", lambda _, user, group: owners.append((user, group)))
+    keys.revoke(file, first)
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert set(owners) == {(file.stat().st_uid, file.stat().st_gid)}
+
+
+def test_what_was_for_one_group_is_not_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system lets nobody give files away, the file becomes its owner's alone."""
+    file = tmp_path / "keys.json"
+    first, _ = keys.create(file, "*", "", None)
+    file.chmod(0o640)
+
+    def refuse(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    keys.revoke(file, first)
+    assert file.stat().st_mode & 0o777 == 0o600

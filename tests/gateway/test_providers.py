@@ -58,18 +58,30 @@ def provider(
             },
             "nobody": {"provider": "anthropic", "base_url": "http://127.0.0.1:9", "breaker_failures": 0},
             "nap": {"provider": "anthropic", "base_url": f"http://127.0.0.1:{claude.port}"},
+            "ours": {
+                "provider": "anthropic",
+                "base_url": f"http://127.0.0.1:{claude.port}",
+                "ambient_credentials": True,
+            },
+            "gemini": {"provider": "gemini", "base_url": f"http://127.0.0.1:{claude.port}", "breaker_failures": 0},
+            "mistral": {"provider": "mistral", "base_url": f"http://127.0.0.1:{claude.port}", "breaker_failures": 0},
         },
         "default_upstream": "vllm",
         "projects": {
             "bank": {"policy": f"{folder}/absent", "teacher": "some-model"},
             "claude": {"policy": f"{folder}/absent", "teacher": "claude-x", "upstream": "claude"},
             "nobody": {"policy": f"{folder}/absent", "teacher": "claude-x", "upstream": "nobody"},
-            "nap": {"policy": f"{folder}/absent", "teacher": "claude-x", "upstream": "nap"},
+            **{
+                name: {"policy": f"{folder}/absent", "teacher": "some-model", "upstream": name}
+                for name in ("nap", "ours", "gemini", "mistral")
+            },
         },
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     proxy = f"http://127.0.0.1:{internet.getsockname()[1]}"
     environ = {"HTTPS_PROXY": proxy, "HTTP_PROXY": proxy, "NO_PROXY": "127.0.0.1"}
+    environ |= dict.fromkeys(("ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY"), "sk-house")
+    environ |= dict.fromkeys(("HOSTED_VLLM_API_KEY", "ANTHROPIC_AUTH_TOKEN", "GOOGLE_API_KEY"), "sk-house")
     with GatewayProcess(folder, "--config", "config.yaml", environ=environ) as running:
         yield running
 
@@ -369,6 +381,63 @@ def test_a_key_of_ours_stays_here(provider: GatewayProcess, scripted: ScriptedTe
     headers = {"authorization": "Bearer trc_ours"}
     httpx.post(f"{provider.base_url}/chat/completions", json=body, headers=headers, timeout=20)
     assert all("trc_ours" not in repr(call.headers) for call in scripted.calls)
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-api-key": "made-up"}, {"authorization": "Bearer trc_ours"}])
+@pytest.mark.parametrize("project", ["bank", "claude", "gemini", "mistral"])
+def test_a_key_of_the_environment_is_nobodys(
+    provider: GatewayProcess, scripted: ScriptedTeacher, claude: RawUpstream, project: str, headers: dict[str, str]
+) -> None:
+    """Who brings none is called with none: litellm would take the gateway's own."""
+    _scripted_claude(claude, answering(response(401), hang_up=True))
+    body = {"model": f"tracer/{project}", "messages": QUESTION}
+    answer = httpx.post(f"{provider.base_url}/chat/completions", json=body, headers=headers, timeout=20)
+    assert answer.status_code == (200 if project == "bank" else 401)
+    asked = repr(scripted.calls if project == "bank" else claude.requests)
+    assert len(asked) > 10
+    assert "sk-house" not in asked
+
+
+def test_a_key_of_the_environment_may_be_allowed(provider: GatewayProcess, claude: RawUpstream) -> None:
+    """Then it is the upstream's own, and the client's stays here."""
+    _scripted_claude(claude, answering(response(200, json.dumps(MESSAGE).encode(), JSON_TYPE), hang_up=True))
+    assert _post(provider, model="tracer/ours").status_code == 200
+    (request,) = claude.requests
+    assert b"x-api-key: sk-house\r\n" in request
+    assert b"sk-client" not in request
+
+
+@pytest.mark.parametrize("body", [b"<html>Welcome to the proxy</html>", b"[]", b"\xff"])
+@pytest.mark.parametrize("project", ["claude", "gemini", "mistral"])
+def test_an_answer_that_is_none_is_the_upstreams_fault(
+    provider: GatewayProcess, claude: RawUpstream, project: str, body: bytes
+) -> None:
+    """litellm calls it a bad request; a 502."""
+    before = _unreachable(provider, project)
+    _scripted_claude(claude, answering(response(200, body, JSON_TYPE), hang_up=True))
+    answer = _post(provider, model=f"tracer/{project}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_unreachable")
+    assert _unreachable(provider, project) == before + 1
+
+
+@pytest.mark.parametrize("project", ["claude", "mistral", "gemini"])
+def test_unreadable_json_of_the_clients_stays_the_clients(
+    provider: GatewayProcess, claude: RawUpstream, project: str
+) -> None:
+    """Arguments of an earlier call that are no JSON: not taken for an answer that is none."""
+    _scripted_claude(claude, answering(response(200, b"<html>", JSON_TYPE), hang_up=True))
+    called = {"id": "t1", "type": "function", "function": {"name": "f", "arguments": "{"}}
+    messages = [*QUESTION, {"role": "assistant", "content": None, "tool_calls": [called]}]
+    messages.append({"role": "tool", "tool_call_id": "t1", "content": "x"})
+    answer = _post(provider, model=f"tracer/{project}", messages=messages)
+    assert answer.status_code == (502 if claude.requests else 400)
+
+
+def test_a_parameter_that_cannot_be_written_is_a_400(provider: GatewayProcess) -> None:
+    """A name that JSON can hold and UTF-8 cannot."""
+    content = b'{"model": "tracer/claude", "messages": [{"role": "user", "content": "x"}], "\\ud800": 1}'
+    answer = httpx.post(f"{provider.base_url}/chat/completions", content=content, timeout=20)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "\\ud800")
 
 
 def _unreachable(provider: GatewayProcess, upstream: str) -> float:

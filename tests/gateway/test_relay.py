@@ -127,7 +127,7 @@ def test_headers_travel_but_for_hop_by_hop_and_ours(gateway: ThreadedGateway, te
     """In their order, repeated ones too; the HTTP client adds none of its own."""
     lines = [
         b"POST /v1/chat/completions HTTP/1.1",
-        b"Host: gateway.example",
+        b"Host: localhost:8000",
         b"Authorization: Bearer sk-client",
         b"OpenAI-Organization: org",
         b"X-Twice: 1",
@@ -206,7 +206,7 @@ def test_a_list_of_stored_chats_is_relayed(gateway: ThreadedGateway, teacher: Sc
 def test_a_path_cannot_leave_the_upstreams_base(gateway: ThreadedGateway, teacher: ScriptedTeacher, path: str) -> None:
     """Our key opens what is below the base URL, nothing beside it."""
     with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert connection.recv(65536).startswith(b"HTTP/1.1 404")
     assert teacher.calls == []
 
@@ -330,7 +330,7 @@ def test_a_client_that_leaves_closes_the_upstream_call(
     gateway: ThreadedGateway, teacher: ScriptedTeacher, script: str
 ) -> None:
     """Before the first byte and in the middle of a stream."""
-    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nx-script: %b\r\nContent-Length: %d\r\n\r\n"
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nx-script: %b\r\nContent-Length: %d\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as connection:
         connection.sendall(request % (script.encode(), len(STREAM)) + STREAM)
         assert teacher.arrived.wait(5)
@@ -346,7 +346,7 @@ def test_a_complete_answer_is_learned_though_the_client_has_left(
     gateway: ThreadedGateway, teacher: ScriptedTeacher
 ) -> None:
     """The teacher has been asked and has answered; who read it does not matter."""
-    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(STREAM)
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(STREAM)
     with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as connection:
         connection.sendall(request + STREAM)
         assert connection.recv(1) == b"H"
@@ -369,7 +369,7 @@ def test_encodings_are_narrowed_only_where_there_is_something_to_learn(
 def test_a_client_that_leaves_during_an_upload_is_counted(gateway: ThreadedGateway) -> None:
     """Nothing waits for the rest of the file."""
     with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as connection:
-        connection.sendall(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + b"x" * 10)
+        connection.sendall(b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n" + b"x" * 10)
     gateway.stop()
     assert gateway.metric("tracer_disconnects_total") == 1
 
@@ -395,8 +395,9 @@ def test_a_pool_serves_more_calls_than_it_has_connections(tmp_path: Path, teache
 
 def test_the_wait_for_a_free_connection_is_bounded(tmp_path: Path, teacher: ScriptedTeacher) -> None:
     """By `pool_timeout`, which the error names."""
-    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nx-script: hang\r\nContent-Length: %d\r\n\r\n" % len(
-        BODY
+    request = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nx-script: hang\r\nContent-Length: %d\r\n\r\n"
+        % len(BODY)
     )
     upstream = {"base_url": teacher.url, "max_connections": 1, "pool_timeout": 0.2}
     with ThreadedGateway(_settings(tmp_path, upstream)) as gateway, socket.socket() as connection:
@@ -439,3 +440,15 @@ def test_every_error_of_the_http_client_is_mapped() -> None:
         expected = errors.UpstreamTimeout if issubclass(kind, TimeoutError) else errors.UpstreamUnreachable
         assert type(mapped) is expected
         assert mapped.status in {502, 504}
+
+
+@pytest.mark.parametrize("path", ["/v1%2fmodels", "/v1%2Fmodels/m", "/v1%2f"])
+def test_an_encoded_slash_is_no_path_of_the_api(gateway: ThreadedGateway, teacher: ScriptedTeacher, path: str) -> None:
+    """It is part of a name, so there is no /v1/ to cut off: a 404 in OpenAI's shape."""
+    with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as connection:
+        connection.settimeout(5)
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        received = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert received.startswith(b"HTTP/1.1 404 ")
+    assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"] == "not_found"
+    assert teacher.calls == []

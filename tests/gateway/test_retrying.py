@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.errors import AnswerableError, UpstreamTimeout, UpstreamUnavailable, UpstreamUnreachable
-from gateway.retrying import may_retry, wait_before
+from gateway.retrying import is_repeatable, leaves_nothing, may_retry, wait_before
+from gateway.upstream import UpstreamCall
 
 
 def _answer(status: int, **headers: str) -> Any:
@@ -88,3 +89,49 @@ def test_without_one_the_wait_doubles(retried: int, longest: float, given: bytes
     short = wait_before(9, [], 0.1)
     assert short is not None
     assert short <= 0.1
+
+
+CHAT, RESPONSES = "/chat/completions", "/responses"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        (CHAT, b"{}", True),
+        (CHAT, b'{"store": false}', True),
+        (CHAT, b'{"store": true}', False),
+        (CHAT, b"not JSON", True),
+        (RESPONSES, b"{}", False),
+        (RESPONSES, b'{"store": null}', False),
+        (RESPONSES, b'{"store": true}', False),
+        (RESPONSES, b"not JSON", False),
+        (RESPONSES, b'{"store": false}', True),
+        (RESPONSES, b'{"store": false, "background": true}', False),
+        (RESPONSES, b'{"store": false, "previous_response_id": "resp_1"}', False),
+        (RESPONSES, b'{"store": false, "conversation": "conv_1"}', False),
+        (RESPONSES, b'{"store": false, "conversation": null, "background": false}', True),
+    ],
+)
+def test_an_answer_may_be_all_that_comes_of_a_call(path: str, body: bytes, expected: bool) -> None:
+    """Responses are kept by whoever answers, unless they are asked not to be."""
+    assert leaves_nothing(path, body) is expected
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("POST", CHAT, True),
+        ("POST", "/decisions", True),
+        ("POST", "/embeddings", True),
+        ("POST", "/moderations", True),
+        ("POST", RESPONSES, False),
+        ("POST", "/threads", False),
+        ("PUT", "/threads/t", False),
+        ("GET", "/models", True),
+        ("HEAD", "/models", True),
+        ("DELETE", "/files/f", True),
+    ],
+)
+def test_a_call_that_makes_something_is_not_repeated(method: str, path: str, expected: bool) -> None:
+    """It may have been made before the answer went wrong."""
+    assert is_repeatable(UpstreamCall(method, path, b"", [], b"")) is expected

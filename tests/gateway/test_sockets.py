@@ -12,10 +12,10 @@ from tests.scripted_teacher import ScriptedTeacher
 from tests.serving import ThreadedGateway, make_settings
 
 BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
-CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
-UPLOAD = b"POST /v1/files HTTP/1.1\r\nHost: x\r\n"
-HIDDEN = b"GET /v1/hidden HTTP/1.1\r\nHost: x\r\n\r\n"
-HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+UPLOAD = b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\n"
+HIDDEN = b"GET /v1/hidden HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
 
@@ -93,10 +93,10 @@ SMUGGLING = {
     "NUL in a name": CHAT + b"X\0A: b\r\n" + _length(len(BODY)) + b"\r\n" + BODY + HIDDEN,
     "CR in a value": CHAT + b"X-A: b\rc\r\n" + _length(len(BODY)) + b"\r\n" + BODY + HIDDEN,
     "lines end with LF": CHAT.replace(b"\r\n", b"\n") + b"Content-Length: %d\n\n" % len(BODY) + BODY + HIDDEN,
-    "CONNECT": b"CONNECT hidden:443 HTTP/1.1\r\nHost: x\r\n\r\n" + HIDDEN,
+    "CONNECT": b"CONNECT hidden:443 HTTP/1.1\r\nHost: localhost\r\n\r\n" + HIDDEN,
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HIDDEN,
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100) + HIDDEN,
-    "bytes above ASCII in a path": b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n" + HIDDEN,
+    "bytes above ASCII in a path": b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n" + HIDDEN,
 }
 
 
@@ -117,7 +117,7 @@ def test_what_two_parsers_could_read_differently_is_refused(
     [
         CHAT + b"X-A: " + b"b" * 100_000 + b"\r\n" + _length(len(BODY)) + b"\r\n" + BODY,
         CHAT + b"X-A: b\r\n" * 20_000 + _length(len(BODY)) + b"\r\n" + BODY,
-        b"GET /v1/" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
         CHAT + b"X-A: " + b"b" * 3_000_000,
         UPLOAD + CHUNKED + b"\r\n3;" + b"a" * 3_000_000 + b"\r\nabc\r\n0\r\n\r\n",
         UPLOAD + CHUNKED + b"\r\n3\r\nabc\r\n0\r\nX-A: " + b"b" * 3_000_000,

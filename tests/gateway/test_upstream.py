@@ -119,7 +119,7 @@ def test_a_connection_is_used_again(tmp_path: Path) -> None:
 def _exchange(folder: Path, handler: Handler, request: bytes | None = None) -> tuple[bytes, RawUpstream]:
     """What a client is sent until its connection ends, byte for byte, and the upstream that was asked."""
     sent = request or (
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
         % (len(BODY), BODY)
     )
     with RawUpstream(handler) as upstream, _gateway(folder, upstream.url) as gateway:
@@ -167,7 +167,7 @@ def test_a_requests_bytes_arrive_as_they_were_sent(tmp_path: Path) -> None:
     """Unknown fields, spaces, escapes, big numbers, UTF-8 in headers, the query as it was encoded."""
     body = b'{ "model":"gpt",  "messages":[{"role":"user","content":"\\u00e9"}],"x":1e400,"big":123456789012345678901 }'
     request = (
-        b"POST /v1/chat/completions?a=%%41&b=+&a=2 HTTP/1.1\r\nHost: x\r\nX-Utf: caf\xc3\xa9\r\n"
+        b"POST /v1/chat/completions?a=%%41&b=+&a=2 HTTP/1.1\r\nHost: localhost\r\nX-Utf: caf\xc3\xa9\r\n"
         b"X-Z: 1\r\nX-A: 2\r\nX-Z: 3\r\nConnection: close\r\nAccept-Encoding: br, zstd\r\nContent-Length: %d\r\n\r\n%b"
     ) % (len(body), body)
     _, upstream = _exchange(tmp_path, answering(response()), request)
@@ -211,7 +211,7 @@ def test_events_keep_every_byte(tmp_path: Path) -> None:
 def test_an_answer_without_a_body_ends(tmp_path: Path, method: str) -> None:
     """A 304 may tell the length of what it does not send, and so may any answer to HEAD."""
     raw = b"HTTP/1.1 304 Not Modified\r\nEtag: x\r\nContent-Length: 100\r\n\r\n"
-    request = f"{method} /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    request = f"{method} /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
     received, _ = _exchange(tmp_path, answering(raw), request)
     assert received.startswith(b"HTTP/1.1 304 ")
     assert b"etag: x" in received
@@ -301,7 +301,7 @@ def test_an_early_answer_to_an_upload_is_passed_on(tmp_path: Path) -> None:
         await connection.write(response(413, b"too large"))
         await connection.gone()
 
-    request = b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000
+    request = b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000
     with RawUpstream(refuse) as upstream, _gateway(tmp_path, upstream.url) as gateway:
         with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as connection:
             connection.settimeout(5)
@@ -330,15 +330,18 @@ def test_a_key_of_ours_never_travels(tmp_path: Path, teacher: ScriptedTeacher) -
 
 
 def test_a_clients_keys_stay_where_the_upstream_has_its_own(tmp_path: Path, teacher: ScriptedTeacher) -> None:
-    """In any of the headers providers read keys from."""
+    """In any of the headers providers read keys from, and with whatever else says whose they are."""
     upstreams = {"teacher": {"base_url": teacher.url, "api_key_env": "KEY"}}
-    settings = make_settings(tmp_path, {"upstreams": upstreams, "default_upstream": "teacher"})
+    access = {"key_headers": ["x-custom-key"]}
+    settings = make_settings(tmp_path, {"upstreams": upstreams, "default_upstream": "teacher", "access": access})
     with ThreadedGateway(settings, {"KEY": "sk-ours"}) as gateway:
         keys = {"authorization": "Bearer sk-client", "x-api-key": "sk-client", "api-key": "sk-client"}
-        _ask(gateway, headers=keys)
+        keys |= {"x-goog-api-key": "sk-client", "x-custom-key": "sk-client", "cookie": "sk-client"}
+        _ask(gateway, headers=keys | {"openai-organization": "sk-client", "openai-project": "sk-client", "x-kept": "1"})
     (call,) = teacher.calls
     assert call.header("authorization") == "Bearer sk-ours"
     assert "sk-client" not in repr(call.headers)
+    assert call.header("x-kept") == "1"
 
 
 def _unchunked(received: bytes) -> bytes:
