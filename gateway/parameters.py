@@ -25,6 +25,11 @@ def flaw(request: ModelRequest) -> Reason | None:
     return _together(body, request.surface)
 
 
+def stored_by_default(request: ModelRequest) -> bool:
+    """Whether the provider would keep the answer although the call does not ask for it."""
+    return request.surface is Surface.RESPONSES and request.body.get("store") is None
+
+
 def _together(body: Mapping[str, Any], surface: Surface) -> Reason | None:
     """Why parameters that are each in order make none together, or None: errors, which are the upstream's to tell."""
     if body.get("stream_options") is not None and not body.get("stream"):

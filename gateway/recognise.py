@@ -54,7 +54,10 @@ class Recogniser:
         project = self._project_of(request, header)
         if project is None:
             return None
-        text, reason = read_input(request, self._projects[project].multi_turn == "last_user_message")
+        settings = self._projects[project]
+        if settings.responses_default_store == "forward" and parameters.stored_by_default(request):
+            return Recognised(project, None, Reason.STORE)
+        text, reason = read_input(request, settings.multi_turn == "last_user_message")
         if text is not None:
             reason = self.flaw(text)
         return Recognised(project, text if reason is None else None, reason)

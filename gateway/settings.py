@@ -151,6 +151,7 @@ class ProjectSettings(_Frozen):
     match: MatchSettings | None = None
     multi_turn: Literal["defer", "last_user_message"] = "defer"
     prompt: str | None = None
+    responses_default_store: Literal["answer", "forward"] = "answer"
 
 
 class Settings(_Frozen):

@@ -329,6 +329,77 @@ def test_a_local_call_never_leaves(gateway: ThreadedGateway, teacher: ScriptedTe
     assert teacher.calls == []
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "headers"),
+    [
+        ("/v1/chat/completions", b"\x1f\x8b", {"content-encoding": "gzip"}),
+        ("/v1/embeddings", b'{"model":"m","input":"a"}', {}),
+        ("/v1/models", b"", {}),
+        ("/v1/chat/completions", b'{"model":"tracer/text","messages":[' + b"{}," * 150_000 + b"{}]}", {}),
+    ],
+)
+def test_a_local_call_of_no_project_never_leaves_either(
+    gateway: ThreadedGateway, teacher: ScriptedTeacher, path: str, body: bytes, headers: dict[str, str]
+) -> None:
+    """Compressed, relayed, or too intricate to be read."""
+    answer = httpx.post(f"{gateway.url}{path}", content=body, headers=headers | {"x-tracer-mode": "local"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "deferred")
+    assert teacher.calls == []
+
+
+@pytest.mark.parametrize(("mode", "agreement"), [("teacher", None), ("shadow", None), (None, "1")])
+def test_the_headers_hold_for_the_decision_servers_calls(
+    gateway: ThreadedGateway, known: Trace, mode: str | None, agreement: str | None
+) -> None:
+    """`/classify`, `/predict` and `/predict_batch` defer what chat would."""
+    given = {"x-tracer-mode": mode, "x-tracer-min-agreement": agreement}
+    headers = {name: value for name, value in given.items() if value is not None}
+    reason = "asked" if mode else "min_agreement"
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("text/classify", {"input": known.input}),
+        ("predict", {"input": known.input, "project": "text"}),
+    ]
+    for path, body in calls:
+        answer = httpx.post(f"{gateway.url}/{path}", json=body, headers=headers)
+        assert (answer.headers["x-tracer-decision"], answer.headers["x-tracer-reason"]) == ("deferred", reason)
+    batch = {"inputs": [known.input] * 20, "project": "text"}
+    assert httpx.post(f"{gateway.url}/predict_batch", json=batch, headers=headers).json()["handled"] == [False] * 20
+
+
+def test_a_body_that_takes_long_to_read_is_relayed_unread(gateway: ThreadedGateway, teacher: ScriptedTeacher) -> None:
+    """Others need not wait for it; every byte arrives."""
+    body = b'{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"a":[' + b"{}," * 150_000 + b"1]}}"
+    answer = httpx.post(f"{gateway.base_url}/chat/completions", content=body)
+    assert (answer.status_code, answer.headers["x-tracer-project"]) == (200, "none")
+    assert teacher.chat_calls[0].body == body
+
+
+def test_what_the_client_forced_is_not_the_teachers_decision(
+    gateway: ThreadedGateway, teacher: ScriptedTeacher, known: Trace
+) -> None:
+    """A tool named among several, or none allowed, is no trace; the only tool there is, is."""
+    named = {"type": "function", "function": {"name": "loan"}}
+    headers = {"x-tracer-mode": "teacher"}
+    for choice in (named, "none"):
+        _chat(gateway, "fixed", known.input, tools=TOOLS, tool_choice=choice, headers=headers)
+    only = [tool for tool in TOOLS if tool["function"]["name"] == "loan"]  # type: ignore[index]
+    _chat(gateway, "fixed", known.input, tools=only, tool_choice=named, headers=headers)
+    assert len(teacher.chat_calls) == 3
+    assert len(_stored(gateway)) == 1
+
+
+def test_a_response_that_would_be_kept_by_default_may_be_forwarded(
+    tmp_path: Path, folders: dict[str, Path], teacher: ScriptedTeacher, known: Trace
+) -> None:
+    """`responses_default_store: forward`, for applications that retrieve or continue responses."""
+    project = {"policy": str(folders["text"]), "teacher": "big", "responses_default_store": "forward"}
+    with ThreadedGateway(make_settings(tmp_path, {"projects": {"text": project}}, teacher.url)) as gateway:
+        kept = _post(gateway, "responses", model="tracer/text", input=known.input)
+        assert kept.headers["x-tracer-reason"] == "store"
+        unkept = _post(gateway, "responses", model="tracer/text", input=known.input, store=False)
+        assert unkept.headers["x-tracer-decision"] == "handled"
+
+
 def test_more_agreement_may_be_asked_for_than_was_fitted(gateway: ThreadedGateway, known: Trace) -> None:
     """What is not certified so far is the teacher's."""
     lower = _chat(gateway, "text", known.input, headers={"x-tracer-min-agreement": "0.5"})
