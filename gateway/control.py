@@ -10,6 +10,7 @@ from starlette.types import Scope
 from gateway.decide import Decision
 from gateway.errors import InvalidRequest
 from gateway.registry import Serving
+from policies.types import Reason
 
 _PREFIX = b"x-tracer-"
 _SHOWN = 200  # characters of a guess
@@ -38,9 +39,12 @@ NO_CONTROL = Control()
 
 def read_control(scope: Scope) -> Control:
     """The request's x-tracer headers; raises InvalidRequest for a value that is none of theirs."""
-    given = {name: value.decode("latin-1") for name, value in scope["headers"] if name.startswith(_PREFIX)}
-    if not given:
+    pairs = [pair for pair in scope["headers"] if pair[0].startswith(_PREFIX)]
+    if not pairs:
         return NO_CONTROL
+    given = {name: value.decode("latin-1") for name, value in pairs}
+    if len(given) < len(pairs):
+        raise InvalidRequest("An x-tracer header is given twice.")
     return Control(
         given.get(b"x-tracer-project"),
         _mode(given.get(b"x-tracer-mode")),
@@ -54,6 +58,7 @@ def explanation(decision: Decision, serving: Serving, agreement: float | None) -
     policy = serving.policy
     shown: dict[str, Any] = {
         "state": serving.state,
+        "would_answer": decision.label is not None or _answered_but_for_the_asking(decision),
         "guess": None if decision.guess is None else decision.guess[:_SHOWN],
         "accept_score": decision.accept_score,
         "stage": decision.stage,
@@ -69,6 +74,10 @@ def explanation(decision: Decision, serving: Serving, agreement: float | None) -
             "teacher_agreement_lower": certificate.teacher_agreement_lower,
         }
     return json.dumps(shown, separators=(",", ":")).encode("ascii")
+
+
+def _answered_but_for_the_asking(decision: Decision) -> bool:
+    return decision.reason is Reason.ASKED and decision.accept_score is not None
 
 
 def _mode(value: str | None) -> Mode | None:

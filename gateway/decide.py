@@ -36,6 +36,7 @@ class Lane(StrEnum):
     SURROGATE = "surrogate"
     MINI = "mini"
     TEACHER = "teacher"
+    NONE = "none"  # nobody: the call was to stay here, and was deferred
 
 
 @dataclass(frozen=True, slots=True)

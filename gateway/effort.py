@@ -18,13 +18,19 @@ _UNEVALUATED = frozenset({"unevaluatedProperties", "unevaluatedItems"})
 _UNEVALUATED_FACTOR = 4
 _DEFINITIONS = frozenset({"$defs", "definitions"})
 _REFERENCES = frozenset({"$ref", "$dynamicRef", "$recursiveRef"})
+# Keywords whose schemas are about a part of the value.
+_INWARD = frozenset(
+    {"properties", "patternProperties", "additionalProperties", "unevaluatedProperties", "propertyNames", "items"}
+    | {"prefixItems", "additionalItems", "unevaluatedItems", "contains"}
+)
 _TOO_MUCH = MOST_EFFORT + 1
 
 
 def affordable(schema: Any) -> bool:
     """Whether checking a small value against `schema` surely takes less than some ten milliseconds.
 
-    A reference other than a JSON pointer into the schema itself counts as too much.
+    A reference other than a JSON pointer into the schema itself counts as too much, and so does one that comes back to
+    itself without having gone on to a part of the value: what such a schema allows is not defined.
     """
     try:
         return _size(schema) <= MOST_EFFORT and _Reader(schema).effort(schema) <= MOST_EFFORT
@@ -33,10 +39,14 @@ def affordable(schema: Any) -> bool:
 
 
 def _size(schema: Any) -> int:
-    """Of a schema as it is written."""
-    if type(schema) is dict:
-        return 1 + sum(map(_size, schema.values()))
-    return 1 + sum(map(_size, schema)) if type(schema) is list else 1
+    """Of a schema as it is written, or a little more than MOST_EFFORT."""
+    waiting, total = [schema], 0
+    while waiting and total <= MOST_EFFORT:
+        found = waiting.pop()
+        parts = found.values() if type(found) is dict else found if type(found) is list else ()
+        total += 1 + len(parts)
+        waiting += (part for part in parts if type(part) in (dict, list))
+    return total
 
 
 class _Reader:
@@ -45,6 +55,9 @@ class _Reader:
     def __init__(self, root: Any) -> None:
         self._root = root
         self._known: dict[str, int] = {}
+        # How far into the value the schema has gone, and had gone where each reference being read was met.
+        self._depth = 0
+        self._met = {"#": 0}
 
     def effort(self, schema: Any) -> int:
         """Subschemas visited for one place of a value, at least."""
@@ -67,14 +80,20 @@ class _Reader:
             return self._behind(value)
         if key == "pattern" and type(value) is str:
             return _PATTERN_EFFORT
-        if key == "patternProperties" and type(value) is dict:
-            return _PATTERN_EFFORT * len(value) + self.effort(value)
-        return self.effort(value)
+        patterns = len(value) if key == "patternProperties" and type(value) is dict else 0
+        inward = key in _INWARD
+        self._depth += inward
+        total = self.effort(value)
+        self._depth -= inward
+        return total + _PATTERN_EFFORT * patterns
 
     def _behind(self, pointer: str) -> int:
+        if pointer in self._met:
+            return 1 if self._met[pointer] < self._depth else _TOO_MUCH
         if pointer not in self._known:
-            self._known[pointer] = 1  # while it is read: where it comes back to itself, the validator stops, too
+            self._met[pointer] = self._depth
             self._known[pointer] = self._read(pointer)
+            del self._met[pointer]
         return self._known[pointer]
 
     def _read(self, pointer: str) -> int:

@@ -6,7 +6,7 @@ A parameter that is not listed did not exist when this was written: it defers, w
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gateway.wire import ModelRequest, Surface
+from gateway.wire import ModelRequest, Surface, repeats_a_key
 from policies.types import Reason
 
 _Rule = tuple[Callable[[Any], bool], Reason]
@@ -22,7 +22,7 @@ def flaw(request: ModelRequest) -> Reason | None:
             return Reason.UNKNOWN_PARAMETER
         if value is not None and not rule[0](value):
             return rule[1]
-    return _together(body, request.surface)
+    return Reason.UNSUPPORTED if repeats_a_key(request) else _together(body, request.surface)
 
 
 def stored_by_default(request: ModelRequest) -> bool:

@@ -48,6 +48,11 @@ class Wanted:
     limit: int | None
 
     @property
+    def may_call(self) -> bool:
+        """Whether the answer may be a tool call."""
+        return bool(self.tools) and self.choice is not Choice.NONE
+
+    @property
     def finish_reason(self) -> str:
         """With which a chat completion that calls a tool ends."""
         return "stop" if self.choice is Choice.NAMED else "tool_calls"

@@ -128,6 +128,15 @@ def with_model(raw: bytes, model: str) -> bytes:
     return b"".join([*pieces, raw[end:]])
 
 
+def repeats_a_key(request: ModelRequest) -> bool:
+    """Whether a top-level key stands twice: which of the two a server reads is the server's choice."""
+    raw = request.raw
+    # Where no key can be spelt with escapes, one that is found once stands once: only else it takes a closer look.
+    if _ESCAPED not in raw and all(raw.count(b'"%b"' % key.encode()) == 1 for key in request.body):
+        return False
+    return len(_keys(raw)) > len(request.body)
+
+
 def text_of(content: Any) -> str | None:
     """The text of a message's content, its text parts joined by newlines; None where it is anything but text."""
     if type(content) is str:
@@ -155,6 +164,21 @@ def _message(item: Any) -> dict[str, Any]:
             for part in content
         ]
     return {**{key: value for key, value in item.items() if key != "type"}, "content": content}
+
+
+def _keys(raw: bytes) -> list[bytes]:
+    """The top-level keys of an object, as written."""
+    found, depth, previous = [], 0, b""
+    for token in _TOKEN.finditer(raw):
+        kind = raw[token.start()]
+        if kind in _OPENING:
+            depth += 1
+        elif kind in _CLOSING:
+            depth -= 1
+        elif depth == 1 and kind == _COLON:
+            found.append(previous)
+        previous = token[0]
+    return found
 
 
 def _model_spans(raw: bytes) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ from policies.encoders import Encoder, load_encoder
 from policies.errors import PolicyDamaged
 from policies.features import TextEncoder, text_inputs
 from policies.session import open_session, run_fully, run_session
-from policies.types import Answer, LocalDecision, Reason
+from policies.types import Answer, AnswerKind, LocalDecision, Reason
 
 Embedding = NDArray[np.float32]
 
@@ -61,6 +61,7 @@ class Policy:
         self.version = manifest.version
         self.labels = tuple(manifest.labels)
         self.answers = manifest.answers.answers
+        self.knows_tools = any(answer.kind is AnswerKind.TOOL for answer in self.answers.values())
         self.certified = not manifest.certificate.refused
         self.input_kind = manifest.input_kind
         self.embedding_dim = manifest.embedding_dim

@@ -98,10 +98,15 @@ def read_traces(path: str | Path, *, skip_bad: bool = False, on_read: Callable[[
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
     """Write traces as JSONL: a reader finds the old file or the whole new one, never a part.
 
+    A link is followed. What is no file (a pipe, a device) is written into as it is.
+
     Raises:
         TraceError: the file cannot be written.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        _write_into(target, path, traces)
+        return
     part = target.with_name(f".{target.name}.{uuid4().hex}.part")
     try:
         with part.open("xb") as file:
@@ -115,6 +120,14 @@ def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _write_into(target: Path, path: str | Path, traces: Iterable[Trace]) -> None:
+    try:
+        with target.open("wb") as pipe:
+            pipe.writelines(map(to_line, traces))
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def to_line(trace: Trace) -> bytes:

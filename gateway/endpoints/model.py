@@ -2,7 +2,7 @@
 
 import logging
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import ClassVar
 
@@ -59,6 +59,10 @@ class ModelEndpoint(Relaying):
     def misfit(self, call: LocalCall, reply: Answer) -> Reason | None:
         """Why the answer would not be what the request asks for, or None."""
         call.wanted = wanted(call.request)
+        policy = call.serving.policy
+        # Where no trace called a tool, none was offered, or none ever fitted: what the teacher would do now is unknown.
+        if call.wanted.may_call and policy is not None and not policy.knows_tools:
+            return Reason.TOOLS
         return misfit(reply, call.wanted)
 
     @abstractmethod
@@ -92,6 +96,8 @@ class ModelEndpoint(Relaying):
         decision = await self.decide(call)
         if decision.label is not None and call.reply is not None and _wants_arguments(call.reply):
             decision = await self._write_arguments(exchange, call, decision, call.reply)
+        if decision.label is None and control.mode is Mode.LOCAL:
+            decision = replace(decision, lane=Lane.NONE)
         self.count(found.project, decision)
         exchange.headers = tracer_headers(found.project, decision, call.id)
         if control.explain:
@@ -101,7 +107,7 @@ class ModelEndpoint(Relaying):
             exchange.headers.append((b"x-request-id", b"req_" + call.id.encode()))
             await self.answer(exchange, call, call.reply)
             return decision.lane
-        if control.mode is Mode.LOCAL:
+        if decision.lane is Lane.NONE:
             raise KeptLocal(f"The call was to be answered locally or not at all, and was deferred: {decision.reason}.")
         upstream = self.services.upstream_of(found.project)
         model, body = self._for_teacher(request, found.project)

@@ -31,3 +31,10 @@ def test_a_value_that_means_nothing_is_refused_by_name(headers: dict[str, str]) 
     with pytest.raises(InvalidRequest) as refused:
         _read(**headers)
     assert refused.value.param == f"x-tracer-{next(iter(headers)).replace('_', '-')}"
+
+
+def test_a_header_given_twice_is_refused() -> None:
+    """Which of them counts would be a guess."""
+    twice = [(b"x-tracer-mode", b"teacher"), (b"x-tracer-mode", b"local")]
+    with pytest.raises(InvalidRequest):
+        read_control({"type": "http", "headers": twice})

@@ -34,6 +34,11 @@ _HOURS: dict[str, dict[str, Any]] = {
     "references into arrays": {
         "allOf": [{"allOf": [{"$ref": f"#/allOf/{i + 1}"}] * 2} for i in range(40)] + [{"type": "object"}]
     },
+    "a reference to itself": {"$ref": "#"},
+    "references to each other": {
+        "$ref": "#/$defs/a",
+        "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"anyOf": [{"$ref": "#/$defs/a"}]}},
+    },
     "references by anchor": {"$ref": "#a", "$defs": {"a": {"$anchor": "a", "type": "object"}}},
     "references from an inner id": {"$id": "urn:a", "allOf": [{"$id": "urn:b", "$ref": "#/$defs/c"}]},
     "unevaluated properties": _nested(40, lambda schema: {"allOf": [schema], "unevaluatedProperties": False}),
@@ -71,7 +76,7 @@ class _Outer(BaseModel):
     "schema",
     [
         _Outer.model_json_schema(),
-        {"$ref": "#"},
+        {"properties": {"inner": {"$ref": "#"}, "more": {"items": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}}},
         {"properties": {"$ref": {"type": "string"}, "intent": {"$ref": "#/$defs/intent"}}, "$defs": {"intent": {}}},
         {"properties": {"intent": {"enum": [f"label {i}" for i in range(999)] + ["refund"]}}},
         {"properties": {"intent": {"pattern": r"^[\w .-]{1,40}$"}}, "unevaluatedProperties": False},

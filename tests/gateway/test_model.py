@@ -311,7 +311,7 @@ def test_the_teacher_can_be_asked_for(gateway: ThreadedGateway, teacher: Scripte
     shadow = _chat(gateway, "text", known.input, headers=headers).headers
     assert (shadow["x-tracer-lane"], shadow["x-tracer-reason"]) == ("teacher", "asked")
     explained = json.loads(shadow["x-tracer-explain"])
-    assert (explained["guess"], explained["state"]) == (known.teacher, "live")
+    assert (explained["guess"], explained["state"], explained["would_answer"]) == (known.teacher, "live", True)
     assert explained["accept_score"] >= explained["threshold"]
     assert len(teacher.chat_calls) == 2
     assert all(not call.header("x-tracer-mode") for call in teacher.chat_calls)
@@ -323,6 +323,7 @@ def test_a_local_call_never_leaves(gateway: ThreadedGateway, teacher: ScriptedTe
     assert _chat(gateway, "text", known.input, headers=local).headers["x-tracer-lane"] == "surrogate"
     deferred = _chat(gateway, "text", "zzz unheard of qqq", headers=local)
     assert (deferred.status_code, deferred.json()["error"]["code"]) == (422, "deferred")
+    assert deferred.headers["x-tracer-lane"] == "none"
     written = _chat(gateway, "open", known.input, tools=TOOLS, headers=local)
     assert (written.status_code, written.headers["x-tracer-reason"]) == (422, "arguments")
     assert _chat(gateway, "text", known.input, model="gpt-4o", headers=local).status_code == 422

@@ -171,3 +171,17 @@ def test_one_choice_or_predicate_is_a_question_for_a_policy(questions: Any, reas
     """Anything else of /v1/decisions is forwarded."""
     body = json.dumps({"model": "m", "input": "a", "questions": questions}).encode()
     assert flaw(parse_decisions(body)) == reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (b'"n":2,"n":1', "unsupported"),
+        (b'"n":2,"\\u006e":1', "unsupported"),
+        (b'"user":"a","metadata":{"user":"b"}', None),
+        (b'"user":"\\u0041"', None),
+    ],
+)
+def test_a_parameter_given_twice_is_the_teachers_to_read(fields: bytes, reason: str | None) -> None:
+    """Which of the two counts is the server's choice; the same name further in is another."""
+    assert flaw(parse_chat(b'{"model":"m","messages":[{"role":"user","content":"a"}],%b}' % fields)) == reason
