@@ -118,7 +118,7 @@ def _structures(groups: _Groups, normaliser: Normaliser) -> Iterator[_Structure]
     keys: dict[str, list[str]] = {}
     rows: dict[str, Row] = {}
     for key, answers in groups.items():
-        answer = next(iter(answers))
+        answer = _most_frequent(answers)
         if answer.kind is AnswerKind.TOOL and answer.text not in normaliser.open_tools:
             keys.setdefault(answer.text, []).append(key)
             # Arguments that are not known, or no JSON, belong to no label where a few known ones do.
@@ -250,8 +250,10 @@ def _words(groups: _Groups, structures: Sequence[_Structure], normaliser: Normal
     if len(parts) < 2:
         return next(iter(parts), "none that can be learned")
     total = parts.total()
-    shown = [f"{words} ({count / total:.1%})" for words, count in parts.most_common(_SHOWN)]
-    return "; ".join(shown) + ("" if len(parts) <= _SHOWN else f"; and {len(parts) - _SHOWN} more kinds")
+    shown = [
+        f"{words} ({count / total:.1%})" for words, count in sorted(parts.items(), key=lambda pair: (-pair[1], pair[0]))
+    ]
+    return "; ".join(shown[:_SHOWN]) + ("" if len(parts) <= _SHOWN else f"; and {len(parts) - _SHOWN} more kinds")
 
 
 def _fields_in_words(found: _Structure) -> str:

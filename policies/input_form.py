@@ -64,7 +64,6 @@ class InputForm:
         before = f"before {_short(self.suffix, _SHOWN)}" if self.suffix else ""
         return f"the part {' and '.join(filter(None, (after, before)))}"
 
-
     @property
     def caveat(self) -> str:
         """What is not looked at, where there is something, as the end of a sentence about `words`."""

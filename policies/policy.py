@@ -16,7 +16,7 @@ from policies.encoders import Encoder, load_encoder
 from policies.errors import PolicyDamaged
 from policies.features import TextEncoder, text_inputs
 from policies.session import open_session, run_fully, run_session
-from policies.types import Answer, LocalDecision, Reason
+from policies.types import Answer, AnswerKind, LocalDecision, Reason
 
 Embedding = NDArray[np.float32]
 
@@ -106,6 +106,11 @@ class Policy:
     def label_of(self, answer: Answer) -> str | None:
         """Which label a teacher's answer is; None where it is none of them."""
         return self.manifest.answers.label_of(answer)
+
+    def said(self, label: str) -> str:
+        """A label as the teacher says it: its text to the character, JSON included; the label's own name for a tool."""
+        answer = self.answers[label]
+        return answer.text if answer.kind is AnswerKind.TEXT else label
 
     @property
     def slow(self) -> bool:

@@ -4,7 +4,6 @@ from typing import Any
 
 import orjson
 
-from gateway.access import Caller
 from gateway.answer import JSON, SURROGATE_MODEL
 from gateway.asgi import new_id, send_bytes, tracer_headers
 from gateway.asking import ask
@@ -13,6 +12,7 @@ from gateway.endpoints.exchange import Endpoint, Exchange, answer_json
 from gateway.errors import InvalidRequest, UpstreamUnreachable
 from gateway.learn import Forwarded, learn
 from gateway.recognise import Recognised
+from gateway.registry import Serving
 from gateway.wire import ModelRequest, Surface, parse_chat, parse_object
 from policies.types import Answer, AnswerKind
 
@@ -33,13 +33,14 @@ class Classify(Endpoint):
         if type(text) is not str:
             raise InvalidRequest("'input' should be a string.", param="input")
         call_id = new_id()
-        decision = await self._decide(project, text, exchange.caller)
+        serving = self.serving(project, exchange.caller)
+        decision = await self._decide(serving, text)
         self.count(project, decision)
         exchange.headers = tracer_headers(project, decision, call_id)
         request = None if decision.label is not None else self._question(project, text, body.get("messages"))
         if request is None:
             model = SURROGATE_MODEL if decision.label is not None else None
-            await answer_json(exchange, _answer(decision, decision.label, model, body))
+            await answer_json(exchange, _answer(decision, serving.said(decision.label), model, body))
             return
         upstream = self.services.upstream_of(project)
         found = Recognised(project, text if self.services.recogniser.flaw(text) is None else None)
@@ -58,17 +59,17 @@ class Classify(Endpoint):
         label = None if answer is None else self._label(project, answer)
         await answer_json(exchange, _answer(decision, label, request.model, body))
 
-    async def _decide(self, project: str, text: str, caller: Caller) -> Decision:
-        serving = self.serving(project, caller)
+    async def _decide(self, serving: Serving, text: str) -> Decision:
         flaw = self.services.recogniser.flaw(text)
         return await self.services.decider.decide(serving, text) if flaw is None else deferred(serving, flaw)
 
     def _label(self, project: str, answer: Answer) -> str | None:
-        """The policy's name for the teacher's answer, or else its text; None where it is no label."""
+        """The teacher's answer as the policy would give it, or else its text; None where it is no label."""
         if answer.kind is AnswerKind.OTHER:
             return None
-        policy = self.services.registry.serving(project).policy
-        return (None if policy is None else policy.label_of(answer)) or answer.text
+        serving = self.services.registry.serving(project)
+        label = None if serving.policy is None else serving.policy.label_of(answer)
+        return serving.said(label) or answer.text
 
     def _question(self, project: str, text: str, messages: Any) -> ModelRequest | None:
         """The chat call that asks the teacher, or None where nobody is to be asked."""

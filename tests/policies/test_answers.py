@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from policies.answer_fields import Row, learn_fields
 from policies.answers import AnswerForms
 from policies.types import Answer, AnswerKind
 
@@ -96,6 +97,25 @@ def test_the_order_of_the_traces_changes_nothing() -> None:
     random.Random(0).shuffle(shuffled)
     first, second = _learn(answers), _learn(shuffled)
     assert (first.answers, first.keys, first.merges) == (second.answers, second.keys, second.merges)
+
+
+def test_the_order_of_the_traces_changes_nothing_in_fields() -> None:
+    """Of fields that say the same, and of answers as frequent, the same ones lead, whoever came first."""
+    generator = random.Random(1)
+    pairs = _texts(*['{"intent": "refund", "team": "A"}'] * 10, *['{"team": "B", "intent": "cancel"}'] * 10)
+    numbers = [Answer(json.dumps({"n": n, "s": s})) for n, s in ((1, "a"), ("x", "b")) for _ in range(10)]
+    # More fields than are looked at, all as frequent.
+    wide = [Answer(json.dumps({f"k{i:03}": generator.choice("ab") for i in range(80)})) for _ in range(40)]
+    backwards = [Answer(json.dumps(dict(reversed(json.loads(answer.text).items())))) for answer in wide]
+    tied = [Answer(text) for answer in pairs[::10] for text in (answer.text, answer.text.replace(" ", ""))]
+    for answers in (pairs, numbers, [*wide, *backwards], tied):
+        known = {str((f.answers, f.keys, f.fields, f.words, f.notes)) for f in map(_learn, _orders(answers))}
+        assert len(known) == 1
+
+
+def _orders(answers: list[Answer]) -> list[list[Answer]]:
+    generator = random.Random(0)
+    return [answers, answers[::-1], *(generator.sample(answers, len(answers)) for _ in range(5))]
 
 
 def test_unmerged_every_spelling_is_a_label() -> None:
@@ -314,6 +334,22 @@ def test_a_rare_value_is_no_exception() -> None:
     assert forms.fields == ("lang", "flagged")
     pair = _objects(lambda r: {"flagged": (x := r.random() < 0.01), "why": "hate" if x else "none"}, 5_000)
     assert sorted(_learn(pair).answers) == ["hate", "none"]
+
+
+def test_many_answers_of_many_fields_take_seconds() -> None:
+    """Each field is compared with each on no more than 20,000 answers; what follows is found all the same."""
+    generator = random.Random(0)
+    values = [generator.randrange(300) for _ in range(40_000)]
+    rows: list[tuple[Row, int]] = [
+        ({(f"f{i}",): f'"{value}"' if i < 20 else f'"{generator.choice("abcd")}"' for i in range(64)}, 1)
+        for value in values
+    ]
+    started = time.perf_counter()
+    fields = learn_fields(rows)
+    assert time.perf_counter() - started < 30  # some six seconds on two shared cores
+    assert fields.heads == (("f0",), *((f"f{i}",) for i in range(20, 64)))
+    assert fields.follows == {(f"f{i}",): ("f0",) for i in range(1, 20)}
+    assert all(fields.regular)
 
 
 def test_free_text_has_no_form_and_is_named() -> None:
