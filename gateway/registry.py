@@ -39,6 +39,10 @@ class Serving:
         """The policy's version, None without a policy."""
         return None if self.policy is None else self.policy.version
 
+    def said(self, label: str | None) -> str | None:
+        """A label of the policy as its teacher says it; None where there is none."""
+        return None if label is None or self.policy is None else self.policy.said(label)
+
     @property
     def state(self) -> str:
         """One word for people: observing, live, refused or damaged."""

@@ -110,7 +110,8 @@ def _tool_misfit(answer: Answer, wanted: Wanted) -> Reason | None:
         return Reason.TOOLS
     if wanted.choice is Choice.NONE or (wanted.choice is Choice.NAMED and wanted.named != answer.text):
         return Reason.TOOL_CHOICE
-    if answer.arguments is not None and not _fits(answer.arguments, wanted.parameters(answer.text)):
+    # Some models write no arguments as nothing at all.
+    if answer.arguments is not None and not _fits(answer.arguments or "{}", wanted.parameters(answer.text)):
         return Reason.TOOLS
     return None
 

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from policies.answer_keys import canonical
 
 Path = tuple[str, ...]
@@ -27,8 +30,11 @@ _FREE = 0.2
 _DEEPEST = 8
 # The most frequent fields are looked at; who has more of them sends data, not decisions.
 _MOST_FIELDS = 64
-# What determines what is seen on so many different answers, evenly taken where there are more.
+# What determines what is seen on so many different answers, evenly taken where there are more: each field is compared
+# with each, which takes a second or two for 64 of them.
 _MOST_ROWS = 20_000
+# Two fields are compared in a table of all pairs of their values where it is no larger; else by sorting.
+_LARGEST_TABLE = 100_000
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,18 @@ def shown(path: Path) -> str:
 
 
 def learn_fields(rows: Counted) -> Fields:
-    """The smallest set of fields that determine the answers. `rows`: different answers, each with how often it came."""
-    paths = _paths(rows)
+    """The smallest set of fields that determine the answers. `rows`: different answers, each with how often it came.
+
+    Their order changes nothing.
+    """
+    ordered = _in_order(rows)
+    paths = _paths(ordered)
     if not paths:
         return Fields(regular=[True] * len(rows))
     values = {path: _values(rows, path) for path in paths}
     constant = [path for path in paths if _is_constant(values[path])]
     open_ended = {path for path in paths if path not in constant and _is_free(values[path])}
-    sample = rows[:: max(1, len(rows) // _MOST_ROWS)]
+    sample = _Sample.of(_evenly(ordered), paths)
     heads = _heads(sample, [path for path in paths if path not in constant and path not in open_ended])
     if not heads and not open_ended:
         heads = (constant.pop(0),)
@@ -77,7 +87,7 @@ def learn_fields(rows: Counted) -> Fields:
     for path in paths:
         if path in heads or path in follows:
             continue
-        by = _determining(sample, heads, path)
+        by = sample.determining(heads, path)
         if by is not None:
             follows[path] = by
         elif path in open_ended:
@@ -89,13 +99,24 @@ def learn_fields(rows: Counted) -> Fields:
     return Fields(heads, follows, free, _regular(rows, follows, free, frozenset(paths)))
 
 
-def _paths(rows: Counted) -> list[Path]:
+def _in_order(rows: Counted) -> Counted:
+    """The most frequent answers first; of equally frequent ones the first by what they say."""
+    return sorted(rows, key=lambda pair: (-pair[1], list(pair[0].items())))
+
+
+def _paths(ordered: Counted) -> list[Path]:
     """The most frequent paths, as the most frequent answers order them."""
     counts: Counter[Path] = Counter()
-    for row, count in sorted(rows, key=lambda pair: -pair[1]):
+    for row, count in ordered:
         counts.update(dict.fromkeys(row, count))
-    known = {path for path, _ in counts.most_common(_MOST_FIELDS)}
+    known = set(sorted(counts, key=lambda path: (-counts[path], path))[:_MOST_FIELDS])
     return [path for path in counts if path in known]
+
+
+def _evenly(ordered: Counted) -> Counted:
+    """Rows evenly taken, from the most frequent to the rarest, where there are too many to compare all fields on."""
+    n = len(ordered)
+    return ordered if n <= _MOST_ROWS else [ordered[i * n // _MOST_ROWS] for i in range(_MOST_ROWS)]
 
 
 def _values(rows: Counted, path: Path) -> Counter[str]:
@@ -115,42 +136,86 @@ def _is_free(values: Counter[str]) -> bool:
     return sum(1 for count in values.values() if count == 1) > _FREE * values.total()
 
 
-def _heads(rows: Counted, paths: list[Path]) -> tuple[Path, ...]:
+def _heads(sample: "_Sample", paths: list[Path]) -> tuple[Path, ...]:
     """What is left of `paths` when those that another determines are gone; texts stay before numbers, first ones before
     later ones."""
-    texts = {path for path in paths if _values(rows, path).most_common(1)[0][0].startswith('"')}
     kept = list(paths)
-    for path in sorted(paths, key=lambda path: (path in texts, -paths.index(path))):
-        if _determining(rows, [other for other in kept if other != path], path) is not None:
+    for path in sorted(paths, key=lambda path: (sample.columns[path].is_text, -paths.index(path))):
+        if sample.determining([other for other in kept if other != path], path) is not None:
             kept.remove(path)
     return tuple(kept)
 
 
-def _determining(rows: Counted, others: Sequence[Path], path: Path) -> Path | None:
-    """The one of `others` that determines `path` best; None where none does."""
-    best: tuple[int, Path] | None = None
-    for other in others:
-        wrong = _exceptions(rows, other, path)
-        if wrong is not None and (best is None or wrong < best[0]):
-            best = wrong, other
-    return None if best is None else best[1]
+@dataclass(frozen=True)
+class _Column:
+    """One field of n answers: the number of the value of each, and how often each value came, most frequent first."""
+
+    numbers: NDArray[np.int64]
+    counts: NDArray[np.float64]
+    is_text: bool
+
+    @classmethod
+    def of(cls, values: Sequence[str], counts: NDArray[np.float64]) -> "_Column":
+        found: Counter[str] = Counter()
+        for value, count in zip(values, counts.tolist(), strict=True):
+            found[value] += count
+        ordered = sorted(found, key=lambda value: (-found[value], value))
+        index = {value: number for number, value in enumerate(ordered)}
+        numbers = np.fromiter((index[value] for value in values), np.int64, len(values))
+        return cls(numbers, np.array([found[value] for value in ordered]), ordered[0].startswith('"'))
 
 
-def _exceptions(rows: Counted, by: Path, path: Path) -> int | None:
-    """Answers in which `path` has not the value usual for that of `by`; None where it is not determined."""
-    pairs = _pairs(rows, by, path)
-    # A value that came once determines everything, and shows nothing.
-    seen = {value: beside for value, beside in pairs.items() if beside.total() > 1}
-    total = sum(beside.total() for beside in seen.values())
-    wrong = total - sum(max(beside.values()) for beside in seen.values())
-    overall: Counter[str] = Counter()
-    for beside in seen.values():
-        overall.update(beside)
-    varies = total - max(overall.values(), default=0)
-    few = 2 * total < sum(count for _, count in rows)
-    if few or wrong > (1 - _DETERMINED) * total or wrong > _UNEXPLAINED * varies:
-        return None
-    return wrong
+@dataclass(frozen=True)
+class _Sample:
+    """The fields of n answers as columns, and how often each answer came, shape (n,)."""
+
+    columns: Mapping[Path, _Column]
+    counts: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, rows: Counted, paths: Sequence[Path]) -> "_Sample":
+        counts = np.array([count for _, count in rows], np.float64)
+        return cls({path: _Column.of([row.get(path, MISSING) for row, _ in rows], counts) for path in paths}, counts)
+
+    def determining(self, others: Sequence[Path], path: Path) -> Path | None:
+        """The one of `others` that determines `path` best; None where none does."""
+        best: tuple[float, Path] | None = None
+        for other in others:
+            wrong = self._exceptions(self.columns[other], self.columns[path])
+            if wrong is not None and (best is None or wrong < best[0]):
+                best = wrong, other
+        return None if best is None else best[1]
+
+    def _exceptions(self, by: _Column, field: _Column) -> float | None:
+        """Answers in which a field has not the value usual for that of `by`; None where it is not determined."""
+        # A value that came once determines everything, and shows nothing.
+        seen = by.counts > 1
+        total = float(by.counts[seen].sum())
+        most = (1 - _DETERMINED) * total
+        # Each value of `by` has one usual value beside it: even the most frequent ones may be too few.
+        if 2 * total < self.counts.sum() or total - field.counts[: int(seen.sum())].sum() > most:
+            return None
+        usual, values = self._usual(by, field, seen)
+        wrong = total - float(usual[seen].sum())
+        varies = total - float(values.max(initial=0.0))
+        return None if wrong > most or wrong > _UNEXPLAINED * varies else wrong
+
+    def _usual(
+        self, by: _Column, field: _Column, seen: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """How often each value of `by` has its usual value of the field beside it; and the field's values where `by`
+        has a value that was seen."""
+        n, width = len(by.counts), len(field.counts)
+        pairs = by.numbers * width + field.numbers
+        if n * width <= _LARGEST_TABLE:
+            table = np.bincount(pairs, self.counts, n * width).reshape(n, width).astype(np.float64)
+            return table.max(axis=1), table[seen].sum(axis=0)
+        known, which = np.unique(pairs, return_inverse=True)
+        counts = np.bincount(which, self.counts)
+        usual = np.zeros(n)
+        np.maximum.at(usual, known // width, counts)
+        values = np.bincount(known % width, counts * seen[known // width], width)
+        return usual, values.astype(np.float64)
 
 
 def _pairs(rows: Counted, by: Path, path: Path) -> dict[str, Counter[str]]:

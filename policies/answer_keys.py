@@ -5,37 +5,34 @@ Light and without numpy: what learns the forms and what serves them share it.
 
 import json
 import math
-import re
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from policies.traces import storable
 from policies.types import Answer, AnswerKind
 
 _PAIRS = {'"': '"', "'": "'", "`": "`", "*": "*", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb"}
 # Quotes in bold in quotes: no answer has more layers, and each costs a pass over the text.
 _LAYERS = 8
-# A fence with or without the language's name.
-_FENCED = re.compile(r"```(?:json)?\s*\n(.*?)\n?\s*```", re.DOTALL | re.IGNORECASE)
-# What parts "Intent: refund", "label = refund", "the intent is refund" in two.
-_SEPARATOR = re.compile(r"(?:[:=>\u2192]|\bis\b|\s-)[\"'`*]*")
-# An introduction is a few words, and so is a label; what is longer is prose.
-_LONGEST_PREFIX = 60
-_LONGEST_INTRODUCED = 160
-# "card: lost" beside "lost" may be chance, and so may another; at three the words in front are an introduction.
-_FEWEST_INTRODUCED = 3
+_FENCE = "```"
+# Two spellings that are both so frequent, and have this share of all that fold alike, may well be two answers.
+_FREQUENT = 5
+_FREQUENT_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Normaliser:
-    """`prefixes` are introductions that say nothing, as keys; the arguments of `open_tools` are no part of an answer.
+    """`apart` are spellings that are answers of their own, though another one differs from them by case alone; the
+    arguments of `open_tools` are no part of an answer.
 
     Without `merging`, texts are the same only where they are equal.
     """
 
     merging: bool = True
-    prefixes: tuple[str, ...] = ()
+    apart: frozenset[str] = frozenset()
     open_tools: tuple[str, ...] = ()
 
     def key(self, answer: Answer) -> str | None:
@@ -45,52 +42,78 @@ class Normaliser:
         if answer.kind is AnswerKind.TOOL:
             name = json.dumps(answer.text)
             return f"tool {name}" if answer.text in self.open_tools else f"tool {name} {arguments_key(answer)}"
-        found = _read_object(answer.text)
+        found = _read_json(answer.text)
         if found is not None:
             return f"json {found[1]}"
-        return f"text {self._bare(plain_key(answer.text))}" if self.merging else f"text {answer.text}"
-
-    def _bare(self, key: str) -> str:
-        """A plain key without its introduction."""
-        for prefix in self.prefixes:
-            if key.startswith(prefix) and (rest := plain_key(key[len(prefix) :])):
-                return rest
-        return key
+        spelled = spelling(answer.text) if self.merging else None
+        if spelled is None:
+            return f"exact {answer.text}"
+        return f"spelled {spelled}" if spelled in self.apart else f"text {folded(spelled)}"
 
 
-def plain_key(text: str) -> str:
-    """A text without case, surrounding quotes, backticks and asterisks, and a full stop or exclamation mark at its end.
+def spelling(text: str) -> str | None:
+    """A text without surrounding quotes, backticks and asterisks, and a full stop or exclamation mark at its end.
 
-    White space counts once, and characters that look alike (NFKC) are the same. A question mark stays: it says
-    something.
+    White space counts once, and a letter is the same however its accent is encoded (NFC). A question mark stays: it
+    says something; so does what follows a digit or a sign (5! is not 5), and a quote whose character also stands
+    within. None for what looks like JSON: that is data.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    key = " ".join(folded.split())
+    if _unfenced(text).startswith(("{", "[")):
+        return None
+    spelled = " ".join(unicodedata.normalize("NFC", storable(text)).split())
     for _ in range(_LAYERS):
-        bare = key.rstrip(".!").rstrip()
-        if len(bare) > 1 and _PAIRS.get(bare[0]) == bare[-1]:
-            bare = bare[1:-1].strip()
-        if bare == key or not bare:
+        bare = _bare(spelled)
+        if bare == spelled:
             break
-        key = bare
-    return key
+        spelled = bare
+    return None if spelled.startswith(("{", "[")) else spelled
 
 
-def introductions(keys: Collection[str]) -> tuple[str, ...]:
-    """The prefix of plain keys that stands before three and more keys which also occur without it; none or one.
+def folded(spelled: str) -> str:
+    """A spelling without case."""
+    return unicodedata.normalize("NFC", spelled.casefold())
 
-    Several such prefixes are no manner of speaking: they tell the labels under one heading from those under another.
+
+def told_apart(counts: Mapping[Answer, int]) -> frozenset[str]:
+    """Spellings of texts that are answers of their own: frequent beside a more frequent one that folds alike.
+
+    Where more than half of the answers have such spellings, that is how the teacher writes, and none is told apart.
     """
-    introduced: dict[str, set[str]] = {}
-    for key in keys:
-        if len(key) > _LONGEST_INTRODUCED:
-            continue
-        for match in _SEPARATOR.finditer(key, 0, _LONGEST_PREFIX):
-            rest = plain_key(key[match.end() :])
-            if rest in keys:
-                introduced.setdefault(key[: match.end()], set()).add(rest)
-    found = [prefix for prefix, rests in introduced.items() if len(rests) >= _FEWEST_INTRODUCED]
-    return tuple(found) if len(found) == 1 else ()
+    spellings: dict[str, Counter[str]] = {}
+    for answer, count in counts.items():
+        if answer.kind is AnswerKind.TEXT and (spelled := spelling(answer.text)) is not None:
+            spellings.setdefault(folded(spelled), Counter())[spelled] += count
+    # Only what came so often could have two of them.
+    seen = [found for found in spellings.values() if found.total() >= 2 * _FREQUENT]
+    several = [frequent for found in seen if len(frequent := _frequent(found)) > 1]
+    if 2 * len(several) > len(seen):
+        return frozenset()
+    return frozenset(spelled for frequent in several for spelled in frequent[1:])
+
+
+def _frequent(found: Counter[str]) -> list[str]:
+    """The spellings that are no slips, the most frequent first."""
+    least = max(_FREQUENT, _FREQUENT_SHARE * found.total())
+    frequent = [spelled for spelled, count in found.items() if count >= least]
+    return sorted(frequent, key=lambda spelled: (-found[spelled], spelled))
+
+
+def _bare(spelled: str) -> str:
+    """A spelling without its outermost layer; itself where it has none."""
+    bare = spelled.rstrip(".!").rstrip()
+    if not bare:
+        return spelled
+    return _unquoted(bare) or (bare if bare[-1].isalpha() else spelled)
+
+
+def _unquoted(text: str) -> str:
+    """What a pair of quotes holds; empty where there is none, or where it is not one pair."""
+    opening, closing = text[0], _PAIRS.get(text[0])
+    if closing is None:
+        return ""
+    before, after = len(text) - len(text.lstrip(opening)), len(text) - len(text.rstrip(closing))
+    inner = text[before : len(text) - after].strip() if before == after else ""
+    return "" if opening in inner or closing in inner else inner
 
 
 def arguments_key(answer: Answer) -> str:
@@ -122,17 +145,29 @@ def compact(value: Any) -> str:
 
 def _read_object(text: str) -> tuple[dict[str, Any], str] | None:
     """(the object, its canonical form) of `parse_object`."""
-    bare = text.strip()
-    if bare.startswith("```"):
-        fenced = _FENCED.fullmatch(bare)
-        bare = "" if fenced is None else fenced[1].strip()
-    if not (bare.startswith("{") and bare.endswith("}")):
+    found = _read_json(text)
+    return (found[0], found[1]) if found is not None and isinstance(found[0], dict) else None
+
+
+def _read_json(text: str) -> tuple[dict[str, Any] | list[Any], str] | None:
+    """(value, canonical form) of a text that is an object or an array."""
+    bare = _unfenced(text)
+    if bare[:1] + bare[-1:] not in ("{}", "[]"):
         return None
     try:
-        found: dict[str, Any] = _DECODER.decode(bare)
+        found: dict[str, Any] | list[Any] = _DECODER.decode(bare)
         return found, canonical(found)
     except (ValueError, RecursionError):
         return None
+
+
+def _unfenced(text: str) -> str:
+    """A text without white space around it, and without a fence that names no language, or JSON."""
+    bare = text.strip()
+    if not (bare.startswith(_FENCE) and bare.endswith(_FENCE)):
+        return bare
+    language, newline, body = bare[len(_FENCE) : -len(_FENCE)].partition("\n")
+    return body.strip() if newline and language.strip().lower() in ("", "json") else bare
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

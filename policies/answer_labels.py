@@ -5,10 +5,10 @@ Plain data in and out; `answers.AnswerForms` is what the rest of the house sees.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from policies.answer_fields import MISSING, Fields, Row, flatten, learn_fields, shown
-from policies.answer_keys import Normaliser, arguments_key, compact, introductions, parse_object
+from policies.answer_keys import Normaliser, arguments_key, compact, folded, parse_object, spelling, told_apart
 from policies.traces import storable
 from policies.types import Answer, AnswerKind
 
@@ -17,6 +17,9 @@ from policies.types import Answer, AnswerKind
 _CLOSED = 0.95
 
 _SHOWN = 3
+
+# How the keys of texts begin.
+_TEXTS = ("text ", "spelled ", "exact ")
 
 _Groups = dict[str, Counter[Answer]]
 
@@ -42,10 +45,8 @@ class Labelled:
 def label_answers(answers: Sequence[Answer], merge: bool) -> Labelled:
     """Labels of `answers`; without `merge` every spelling of a text is one of its own."""
     counts = Counter(answers)
-    normaliser = Normaliser(merge, (), _open_tools(counts))
+    normaliser = Normaliser(merge, told_apart(counts) if merge else frozenset(), _open_tools(counts))
     groups = _grouped(counts, normaliser)
-    if merge:
-        normaliser, groups = _without_introductions(normaliser, groups, counts)
     structures = list(_structures(groups, normaliser))
     deviating = frozenset[str]().union(*(found.deviating for found in structures))
     label_of_key = _named([key for key in groups if key not in deviating], groups, structures)
@@ -60,7 +61,7 @@ def label_answers(answers: Sequence[Answer], merge: bool) -> Labelled:
         fields=tuple(name for found in structures for name in found.heads),
         words=_words(groups, structures, normaliser),
         merges=_merges(label_of_key, groups, modal),
-        notes=[*_notes(counts, groups, structures), *_twins(modal)],
+        notes=[*_notes(counts, groups, structures), *_twins(modal, merge)],
         classes=_classes(label_of_key, structures),
     )
 
@@ -112,29 +113,18 @@ def _grouped(counts: Counter[Answer], normaliser: Normaliser) -> _Groups:
     return groups
 
 
-def _without_introductions(
-    normaliser: Normaliser, groups: _Groups, counts: Counter[Answer]
-) -> tuple[Normaliser, _Groups]:
-    """The groups again, where texts have introductions in common."""
-    prefixes = introductions({key.removeprefix("text ") for key in groups if key.startswith("text ")})
-    if not prefixes:
-        return normaliser, groups
-    normaliser = replace(normaliser, prefixes=prefixes)
-    return normaliser, _grouped(counts, normaliser)
-
-
 def _structures(groups: _Groups, normaliser: Normaliser) -> Iterator[_Structure]:
     """The JSON objects, and each tool of closed arguments."""
     keys: dict[str, list[str]] = {}
     rows: dict[str, Row] = {}
     for key, answers in groups.items():
-        answer = next(iter(answers))
+        answer = _most_frequent(answers)
         if answer.kind is AnswerKind.TOOL and answer.text not in normaliser.open_tools:
             keys.setdefault(answer.text, []).append(key)
             # Arguments that are not known, or no JSON, belong to no label where a few known ones do.
             if arguments_key(answer):
                 rows[key] = flatten(parse_object(answer.arguments or "{}") or {})
-        elif key.startswith("json "):
+        elif key.startswith("json {"):
             keys.setdefault("", []).append(key)
             rows[key] = flatten(parse_object(answer.text) or {})
     for name in sorted(keys):
@@ -195,20 +185,29 @@ def _most_frequent(answers: Counter[Answer]) -> Answer:
 
 def _modal(answers: Counter[Answer], normaliser: Normaliser) -> Answer:
     answer = _most_frequent(answers)
-    arguments = None if answer.arguments is None else storable(answer.arguments)
-    if answer.kind is AnswerKind.TOOL:
-        arguments = None if answer.text in normaliser.open_tools else arguments or "{}"
+    unknown = answer.arguments is None or answer.text in normaliser.open_tools
+    arguments = None if unknown else storable(answer.arguments or "")
     return Answer(storable(answer.text), answer.kind, arguments)
 
 
 def _merges(label_of_key: Mapping[str, str], groups: _Groups, modal: Mapping[str, Answer]) -> dict[str, dict[str, int]]:
-    """Label -> other texts it stands for, the most frequent first. Objects that are equal are no merge."""
+    """Label -> other texts and tool calls it stands for, the most frequent first.
+
+    Objects that are equal are no merge; nor are the calls of a tool whose arguments an LLM writes.
+    """
     merges = {}
     for key, label in label_of_key.items():
-        if key.startswith("text ") and len(groups[key]) > 1:
-            others = sorted(groups[key].items(), key=lambda pair: (-pair[1], pair[0].text))
-            merges[label] = {answer.text: count for answer, count in others if answer != modal[label]}
+        tool = modal[label].kind is AnswerKind.TOOL
+        known = key.startswith(_TEXTS) or (tool and modal[label].arguments is not None)
+        if known and len(groups[key]) > 1:
+            others = [(_written(answer), count) for answer, count in groups[key].items() if answer != modal[label]]
+            merges[label] = dict(sorted(others, key=lambda pair: (-pair[1], pair[0])))
     return merges
+
+
+def _written(answer: Answer) -> str:
+    """A text, or a tool call with its arguments as they came."""
+    return answer.text if not answer.arguments else f"{answer.text} {answer.arguments}"
 
 
 def _classes(label_of_key: Mapping[str, str], structures: Sequence[_Structure]) -> dict[str, tuple[str, ...]]:
@@ -236,8 +235,10 @@ def _words(groups: _Groups, structures: Sequence[_Structure], normaliser: Normal
     single = [found.name for found in structures if found.name and found.labels < 2]
     for key, answers in groups.items():
         tool = next(iter(answers)).text
-        if key.startswith("text "):
+        if key.startswith(_TEXTS):
             parts["plain text"] += answers.total()
+        elif key.startswith("json ["):
+            parts["JSON arrays"] += answers.total()
         elif tool in normaliser.open_tools and key.startswith("tool "):
             parts[f"calls of {_listed(normaliser.open_tools)} with arguments that an LLM must write"] += answers.total()
     for found in structures:
@@ -249,8 +250,10 @@ def _words(groups: _Groups, structures: Sequence[_Structure], normaliser: Normal
     if len(parts) < 2:
         return next(iter(parts), "none that can be learned")
     total = parts.total()
-    shown = [f"{words} ({count / total:.1%})" for words, count in parts.most_common(_SHOWN)]
-    return "; ".join(shown) + ("" if len(parts) <= _SHOWN else f"; and {len(parts) - _SHOWN} more kinds")
+    shown = [
+        f"{words} ({count / total:.1%})" for words, count in sorted(parts.items(), key=lambda pair: (-pair[1], pair[0]))
+    ]
+    return "; ".join(shown[:_SHOWN]) + ("" if len(parts) <= _SHOWN else f"; and {len(parts) - _SHOWN} more kinds")
 
 
 def _fields_in_words(found: _Structure) -> str:
@@ -291,13 +294,17 @@ def _notes(counts: Counter[Answer], groups: _Groups, structures: Sequence[_Struc
     return notes
 
 
-def _twins(labels: Iterable[str]) -> list[str]:
+def _twins(labels: Iterable[str], merge: bool) -> list[str]:
     """A note where a person would take labels for one."""
     spellings: dict[str, list[str]] = {}
     for label in labels:
-        spellings.setdefault(" ".join(label.casefold().split()), []).append(label)
-    twins = [" and ".join(map(repr, sorted(names))) for names in spellings.values() if len(names) > 1]
+        spelled = spelling(label) if merge else None
+        same = " ".join(label.casefold().split()) if spelled is None else folded(spelled)
+        spellings.setdefault(same, []).append(label)
+    twins = [" and ".join(map(repr, sorted(names))) for _, names in sorted(spellings.items()) if len(names) > 1]
     if not twins:
         return []
     more = f" and {len(twins) - _SHOWN} more" if len(twins) > _SHOWN else ""
-    return [f"labels differ by case or white space alone, and are told apart: {'; '.join(twins[:_SHOWN])}{more}"]
+    return [
+        f"labels differ by case, white space or quotes alone, and are told apart: {'; '.join(twins[:_SHOWN])}{more}"
+    ]

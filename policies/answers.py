@@ -1,8 +1,8 @@
 """Answer forms: which answers are one label, and how the teacher writes it.
 
 An answer is a text, a JSON object or a tool call. Texts that differ by case, white space, quotes or a full stop are one
-label; so are JSON objects that are equal as values, and tool calls with the same arguments, or with any where the
-arguments are an LLM's to write. Light: the gateway loads this.
+label, unless two spellings that differ by case are both frequent and few labels have such. So are JSON values that are
+equal, and tool calls with the same arguments, or with any where an LLM writes them. Light: the gateway loads this.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -92,7 +92,7 @@ class AnswerForms:
             },
             "keys": dict(self.keys),
             "merging": self.normaliser.merging,
-            "prefixes": list(self.normaliser.prefixes),
+            "apart": sorted(self.normaliser.apart),
             "open_tools": list(self.normaliser.open_tools),
             "fields": list(self.fields),
             "words": self.words,
@@ -105,5 +105,5 @@ class AnswerForms:
             label: Answer(row["text"], AnswerKind(row["kind"]), row["arguments"])
             for label, row in found["answers"].items()
         }
-        normaliser = Normaliser(found["merging"], tuple(found["prefixes"]), tuple(found["open_tools"]))
+        normaliser = Normaliser(found["merging"], frozenset(found["apart"]), tuple(found["open_tools"]))
         return cls(answers, dict(found["keys"]), normaliser, tuple(found["fields"]), found["words"])

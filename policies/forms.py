@@ -52,8 +52,11 @@ class Forms:
             yield f"{label!r} also stands for {', '.join(shown)}{more}"
         if len(merges) > _SHOWN:
             yield f"{len(merges) - _SHOWN} more labels have several spellings: `tracer report --json` has all of them"
-        if self.off_template and self.input_form is not None:
-            words = self.input_form.words
+        if self.input_form is None:
+            return
+        words = self.input_form.words
+        yield f"inputs are built from a template: only {words} is read{self.input_form.caveat}"
+        if self.off_template:
             yield (
                 f"{self.off_template} inputs are not built like the others ({words}): they are not read, and "
                 "such calls are deferred"

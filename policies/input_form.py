@@ -1,11 +1,15 @@
 """Input forms: the variable part of messages that are built from a template.
 
-A template is what stands before and after the variable part in nearly all traces. Light: the gateway loads this.
+A template is what stands before and after the variable part in nearly all traces. Its numbers stand for any others: a
+date, a release or a number of examples may be another one tomorrow. Light: the gateway loads this.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import takewhile
 
 # Share of the traces that must have the prefix and the suffix; what does not is not built like them, and deferred.
 _SHARED = 0.98
@@ -20,6 +24,14 @@ _MOST = 0.6
 # Steps of the golden ratio spread evenly and keep no pace with whatever repeats in the traces.
 _STEP = 0.6180339887498949
 
+# What holds a date, a version or an identifier together.
+_JOINTS = frozenset("-:./,_+#")
+_NUMBER = re.compile(r"\d+")
+# Scripts that put no space between words: Thai, Lao, Myanmar, Khmer, Japanese, Chinese.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
 # Of a template, next to the variable part, for people.
 _SHOWN = 40
 
@@ -28,17 +40,22 @@ _Begins = Callable[[str, str], bool]
 
 @dataclass(frozen=True, slots=True)
 class InputForm:
-    """Messages that begin with `prefix` and end with `suffix`."""
+    """Messages that begin with `prefix` and end with `suffix`, whatever the numbers in them."""
 
     prefix: str
     suffix: str
 
     def variable(self, text: str) -> str | None:
         """What stands between prefix and suffix; None where the text is not built so."""
-        start, end = len(self.prefix), len(text) - len(self.suffix)
-        if end < start or not text.startswith(self.prefix) or not text.endswith(self.suffix):
+        before: int | None = len(self.prefix)
+        after: int | None = len(self.suffix)
+        if not text.startswith(self.prefix):
+            before = _length(_any_numbers(self.prefix), text)
+        if not text.endswith(self.suffix):
+            after = _length(_any_numbers(self.suffix, backwards=True), text[::-1])
+        if before is None or after is None or before + after > len(text):
             return None
-        return text[start:end]
+        return text[before : len(text) - after]
 
     @property
     def words(self) -> str:
@@ -46,6 +63,25 @@ class InputForm:
         after = f"after {_short(self.prefix, -_SHOWN)}" if self.prefix else ""
         before = f"before {_short(self.suffix, _SHOWN)}" if self.suffix else ""
         return f"the part {' and '.join(filter(None, (after, before)))}"
+
+    @property
+    def caveat(self) -> str:
+        """What is not looked at, where there is something, as the end of a sentence about `words`."""
+        numbers = _NUMBER.search(self.prefix) or _NUMBER.search(self.suffix)
+        return ", and the numbers in the rest may be any" if numbers else ""
+
+
+@lru_cache(maxsize=256)
+def _any_numbers(affix: str, backwards: bool = False) -> re.Pattern[str] | None:
+    """What matches a beginning whatever the numbers in it, or an end, read backwards; None where it has no number."""
+    pieces = _NUMBER.split(affix[::-1] if backwards else affix)
+    # Possessive: a number is taken whole or not at all, so that no text takes long.
+    return re.compile(r"\d++".join(map(re.escape, pieces))) if len(pieces) > 1 else None
+
+
+def _length(pattern: re.Pattern[str] | None, text: str) -> int | None:
+    found = None if pattern is None else pattern.match(text)
+    return None if found is None else found.end()
 
 
 def learn_input_form(texts: Sequence[str]) -> InputForm | None:
@@ -126,8 +162,15 @@ def _last(low: int, high: int, holds: Callable[[int], bool]) -> int:
 
 
 def _to_boundary(part: str, cut: Callable[[str, int], str]) -> str:
-    """`part` without the piece of a word at its inner end: the next message may go on with another word."""
-    inner = -1 if cut is _head else 0
-    while part and part[inner].isalnum():
-        part = part[:-1] if cut is _head else part[1:]
-    return part
+    """`part` without the piece of a word at its inner end, or of a number and what is joined to it.
+
+    The next message may go on with another word, or another day of the month.
+    """
+    inwards = part[::-1] if cut is _head else part
+    joined = list(takewhile(lambda char: char in _JOINTS or _in_word(char), inwards))
+    word = joined if any(char.isdecimal() for char in joined) else list(takewhile(_in_word, inwards))
+    return cut(part, len(part) - len(word))
+
+
+def _in_word(char: str) -> bool:
+    return char.isalnum() and not _UNSPACED.match(char)

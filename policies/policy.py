@@ -108,6 +108,11 @@ class Policy:
         """Which label a teacher's answer is; None where it is none of them."""
         return self.manifest.answers.label_of(answer)
 
+    def said(self, label: str) -> str:
+        """A label as the teacher says it: its text to the character, JSON included; the label's own name for a tool."""
+        answer = self.answers[label]
+        return answer.text if answer.kind is AnswerKind.TEXT else label
+
     @property
     def slow(self) -> bool:
         """Whether some inputs need an encoder: milliseconds, or a call over the network, instead of microseconds."""

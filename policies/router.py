@@ -28,12 +28,13 @@ class Router:
     def predict(self, input: str | ArrayLike, fallback: Callable[[], Any] | None = None) -> dict[str, Any]:  # noqa: A002
         """Decide on one text, or on one embedding of shape (d,).
 
-        Returns `label` (None when deferred), `decision` ("handled" or "deferred"), `accept_score` and `stage`. With
-        `fallback`, a deferred call's label is what `fallback()` returns. Raises ValueError where the policy reads
-        embeddings and gets text without an embedder, or an embedding of another dimension.
+        Returns `label` (the teacher's answer, a tool's label; None when deferred), `decision` ("handled" or
+        "deferred"), `accept_score` and `stage`. With `fallback`, a deferred call's label is what `fallback()` returns.
+        Raises ValueError where the policy reads embeddings and gets text without an embedder, or an embedding of
+        another dimension.
         """
         decision = self.policy.decide(self._prepared([input])[0])
-        label = decision.label if decision.handled or fallback is None else fallback()
+        label = self._said(decision) if decision.handled or fallback is None else fallback()
         return {
             "label": label,
             "decision": _word(decision),
@@ -44,20 +45,23 @@ class Router:
     def predict_batch(self, inputs: Sequence[str] | ArrayLike) -> dict[str, Any]:
         """Decide on n texts, or on (n, d) embeddings.
 
-        Returns lists `labels` and `decisions`, and arrays `handled` (bool), `accept_scores`, `preds` (label index, -1
-        when deferred) and `stage_id`.
+        Returns lists `labels` (as `predict` gives them) and `decisions`, and arrays `handled` (bool), `accept_scores`,
+        `preds` (label index, -1 when deferred) and `stage_id`.
         """
         rows = list(inputs)  # type: ignore[arg-type]
         decisions = self.policy.decide_many(self._prepared(rows))
         index = {label: i for i, label in enumerate(self.policy.labels)}
         return {
-            "labels": [decision.label for decision in decisions],
+            "labels": [self._said(decision) for decision in decisions],
             "decisions": [_word(decision) for decision in decisions],
             "handled": np.array([decision.handled for decision in decisions], np.bool_),
             "accept_scores": np.array([decision.accept_score for decision in decisions]),
             "preds": np.array([-1 if d.label is None else index[d.label] for d in decisions], np.int64),
             "stage_id": np.array([decision.stage for decision in decisions], np.int64),
         }
+
+    def _said(self, decision: LocalDecision) -> str | None:
+        return None if decision.label is None else self.policy.said(decision.label)
 
     def _prepared(self, rows: list[Any]) -> list[str] | NDArray[np.float32]:
         if not rows:

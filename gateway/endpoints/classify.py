@@ -33,7 +33,8 @@ class Classify(Endpoint):
         if type(text) is not str:
             raise InvalidRequest("'input' should be a string.", param="input")
         call_id = new_id()
-        decision = await self.score(exchange, self.serving(project, exchange.caller), text)
+        serving = self.serving(project, exchange.caller)
+        decision = await self.score(exchange, serving, text)
         if decision.label is not None and exchange.control.mode is Mode.SHADOW:
             decision = decision.put_off(Reason.ASKED)
         self.count(project, decision)
@@ -43,7 +44,7 @@ class Classify(Endpoint):
             request = None
         if request is None:
             model = SURROGATE_MODEL if decision.label is not None else None
-            await answer_json(exchange, _answer(decision, decision.label, model, body))
+            await answer_json(exchange, _answer(decision, serving.said(decision.label), model, body))
             return
         upstream = self.services.upstream_of(project)
         found = Recognised(project, text if self.services.recogniser.flaw(text) is None else None)
@@ -63,11 +64,12 @@ class Classify(Endpoint):
         await answer_json(exchange, _answer(decision, label, outcome.model or request.model, body))
 
     def _label(self, project: str, answer: Answer) -> str | None:
-        """The policy's name for the teacher's answer, or else its text; None where it is no label."""
+        """The teacher's answer as the policy would give it, or else its text; None where it is no label."""
         if answer.kind is AnswerKind.OTHER:
             return None
-        policy = self.services.registry.serving(project).policy
-        return (None if policy is None else policy.label_of(answer)) or answer.text
+        serving = self.services.registry.serving(project)
+        label = None if serving.policy is None else serving.policy.label_of(answer)
+        return serving.said(label) or answer.text
 
     def _question(self, project: str, text: str, messages: Any) -> ModelRequest | None:
         """The chat call that asks the teacher, or None where nobody is to be asked."""

@@ -38,7 +38,8 @@ class Predict(Endpoint):
         self.count(project, decision)
         exchange.headers = tracer_headers(project, decision, new_id())
         score = 0.0 if decision.accept_score is None else decision.accept_score
-        answer = {"label": decision.label, "decision": decision.word, "accept_score": score, "stage": decision.stage}
+        label = serving.said(decision.label)
+        answer = {"label": label, "decision": decision.word, "accept_score": score, "stage": decision.stage}
         await answer_json(exchange, answer)
 
     async def _decide(self, exchange: Exchange, serving: Serving, value: Value) -> Decision:
@@ -84,7 +85,7 @@ class PredictBatch(Predict):
         await answer_json(
             exchange,
             {
-                "labels": [decision.label for decision in decisions],
+                "labels": [serving.said(decision.label) for decision in decisions],
                 "decisions": [decision.word for decision in decisions],
                 "handled": [decision.label is not None for decision in decisions],
             },

@@ -115,6 +115,26 @@ def test_json_is_answered_in_the_teachers_own_formatting(
     assert len(teacher.chat_calls) == 1
 
 
+def test_the_decision_servers_label_is_what_the_teacher_says(
+    gateway: ThreadedGateway, teacher: ScriptedTeacher, known: Trace
+) -> None:
+    """`/classify`, `/predict` and `/predict_batch`: JSON as the teacher writes it, a tool by its name."""
+    for project, said in (("json", _as_json(known).teacher), ("fixed", known.teacher), ("text", known.teacher)):
+        asked = {"input": known.input, "project": project}
+        assert httpx.post(f"{gateway.url}/{project}/classify", json=asked).json()["label"] == said
+        assert httpx.post(f"{gateway.url}/predict", json=asked).json()["label"] == said
+        batch = httpx.post(f"{gateway.url}/predict_batch", json={"inputs": [known.input, ""], "project": project})
+        assert batch.json()["labels"] == [said, None]
+    assert teacher.calls == []
+    # Deferred: an object with its keys in another order is given in the usual writing, and an unknown one as it is.
+    strange = {"input": "qqq zzz", "messages": [{"role": "user", "content": "qqq zzz"}]}
+    teacher.label_of = lambda _: f'{{"lang": "en", "intent": "{known.teacher}"}}'
+    found = httpx.post(f"{gateway.url}/json/classify", json=strange).json()
+    assert (found["decision"], found["label"]) == ("deferred", _as_json(known).teacher)
+    teacher.label_of = lambda _: '{"intent":  "new"}'
+    assert httpx.post(f"{gateway.url}/json/classify", json=strange).json()["label"] == '{"intent":  "new"}'
+
+
 def test_a_tool_call_is_answered_with_its_arguments(
     gateway: ThreadedGateway, teacher: ScriptedTeacher, known: Trace
 ) -> None:

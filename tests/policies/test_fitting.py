@@ -159,7 +159,7 @@ def test_objects_are_answered_in_the_teachers_form(tmp_path: Path) -> None:
 def test_the_same_decisions_in_another_form_are_the_same_policy(tmp_path: Path) -> None:
     """As text, as text in several spellings, as JSON, as a tool's name or its argument: graph and certificate agree."""
     texts = make_traces(600)
-    spellings = ("{}", "{}.", "{}", "**{}**", "Label: {}", "{}", "{}")
+    spellings = ("{}", "{}.", "{}", "**{}**", '"{}"', "{}", "{}")
     tool = AnswerKind.TOOL
     written = {
         "text": texts,

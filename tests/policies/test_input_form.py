@@ -1,6 +1,7 @@
 """The variable part of templated messages, and that the surrogate reads nothing else."""
 
 import time
+import timeit
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,3 +168,91 @@ def test_a_million_traces_take_seconds() -> None:
     started = time.perf_counter()
     assert learn_input_form(texts) == InputForm(*TEMPLATES["few-shot"].split("{}"))
     assert time.perf_counter() - started < 10
+
+
+_DATED = "Today is 2025-11-{day:02d}, 09:30. Release 3.4.1.\n\nMessage: {text}\nLabels 1-4:"
+
+
+@pytest.mark.parametrize("later", ["2025-12-01, 23:59. Release 3.10.1", "1999-1-1, 0:00. Release 12.0.25"])
+def test_a_template_survives_the_next_day_and_the_next_release(later: str) -> None:
+    """Numbers that all traces share stand for any number, shorter or longer; other words do not."""
+    form = learn_input_form([_DATED.format(day=3, text=text) for text in _TEXTS])
+    assert form is not None
+    assert form.variable(_DATED.format(day=3, text="block 2 cards")) == "block 2 cards"
+    built = f"Today is {later}.\n\nMessage: block 2 cards\nLabels 10-12:"
+    assert form.variable(built) == "block 2 cards"
+    assert form.variable(built.replace("Today", "Yesterday")) is None
+    assert form.variable(built.replace("10-12", "all")) is None
+    assert form.variable(built.replace("Release", "Release v")) is None
+    assert form.caveat != ""
+
+
+def test_numbers_that_differ_between_traces_are_read() -> None:
+    """Nothing of a date, an identifier or a version is swallowed, and the message of another month is built so, too."""
+    for template in ("Please sort. Date: 2025-11-{:02d} | {}", "Customer of App v3.4.{}: {}", "Sort session 40{}: {}"):
+        texts = [template.format(i % 28 + 1, text) for i, text in enumerate(_TEXTS)]
+        form = learn_input_form(texts)
+        assert form is not None
+        assert form.prefix == template[: min(template.index(digit) for digit in "234" if digit in template)].rstrip("v")
+        assert form.suffix == ""
+        assert form.caveat == ""
+        other = texts[0].replace("11", "12").replace("3.4", "4.0")
+        assert form.variable(other) == other.removeprefix(form.prefix)
+
+
+def test_a_policy_of_one_day_answers_the_next_day(tmp_path: Path) -> None:
+    """Decision by decision, whatever the date; and the fit says what it reads."""
+    traces = make_traces(600)
+    built = [replace(trace, input=_DATED.format(day=3, text=trace.input)) for trace in traces]
+    result = fit_policy(built, tmp_path / "built", FitConfig(0.85))
+    fit_policy(traces, tmp_path / "bare", FitConfig(0.85))
+    assert any(
+        note.startswith("inputs are built from a template: only the part after ...") and "'\\nLabels 1-4:'" in note
+        for note in result.notes
+    )
+    policy, bare = Policy.load(tmp_path / "built"), Policy.load(tmp_path / "bare")
+    calls = make_traces(100, seed=1)
+    later = [_DATED.format(day=17, text=trace.input).replace("3.4.1", "3.10.0") for trace in calls]
+    assert [policy.decide(text) for text in later] == [bare.decide(trace.input) for trace in calls]
+
+
+def test_a_policy_of_one_month_answers_the_next_month(tmp_path: Path) -> None:
+    """Where the date stands in the part that is read, a new one makes few calls strange."""
+    template = "Date: 2025-{:02d}-{:02d}\n\nCustomer: {}"
+    traces = [
+        replace(t, input=template.format(11, i // 30 + 1, t.input), ts=float(i)) for i, t in enumerate(make_traces(800))
+    ]
+    fit_policy(traces, tmp_path, FitConfig(0.85))
+    policy, calls = Policy.load(tmp_path), make_traces(300, seed=1)
+    now, later = (
+        sum(policy.decide(template.format(month, i % 28 + 1, t.input)).handled for i, t in enumerate(calls))
+        for month in (11, 12)
+    )
+    assert later > 0.9 * now > 100
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "\u6b21\u306e\u6587\u3092\u5206\u985e\u3057\u3066\u304f\u3060\u3055\u3044",
+        "\u8bf7\u5bf9\u4ee5\u4e0b\u5ba2\u6237\u6d88\u606f\u8fdb\u884c\u5206\u7c7b\u5904\u7406",
+    ],
+)
+def test_scripts_without_spaces_have_templates(prefix: str) -> None:
+    """Between two Japanese or Chinese letters a word may end anywhere."""
+    assert learn_input_form([f"{prefix}{text}" for text in _TEXTS]) == InputForm(prefix, "")
+
+
+def test_a_template_is_found_in_a_microsecond_however_hostile_the_text() -> None:
+    """The same day half a microsecond, another day one; 100 kB of digits or line ends a few milliseconds."""
+    form = InputForm("Date: 2025-11-01 08:00:00\n\nCustomer: ", "\n\n\nOf 2025:")
+    built = "Date: 2025-12-24 18:30:00\n\nCustomer: hello\n\n\nOf 2026:"
+    assert form.variable(built) == "hello"
+
+    def seconds(text: str, times: int) -> float:
+        return min(timeit.repeat(lambda: form.variable(text), number=times, repeat=5)) / times
+
+    assert seconds(built, 2_000) < 10e-6
+    for text in ("Date: " + "1" * 100_000, "Date: " + "1-" * 50_000, "\n" * 100_000 + ":", "1" * 100_000 + ":"):
+        assert form.variable(text) is None
+        assert seconds(text, 1) < 0.005

@@ -1,6 +1,7 @@
 """Code written for `tracer-llm` runs on `import tracer`."""
 
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -57,6 +58,20 @@ def test_text_needs_no_embedder_by_default(workspace: Path, tmp_path: Path) -> N
     router = tracer.load_router(tmp_path)
     assert router.predict("forgot my password cannot login")["label"] == "password"
     assert router.predict_batch([])["labels"] == []
+
+
+def test_the_label_is_what_the_teacher_says(tmp_path: Path) -> None:
+    """JSON and quoted texts to the character, one by one and in a batch; `preds` numbers the policy's labels."""
+    forms = {"json": '{{"v": 1,  "intent":"{}"}}', "quoted": '"{}".\n'}
+    for name, form in forms.items():
+        traces = [replace(trace, teacher=form.format(trace.teacher)) for trace in make_traces(700)]
+        tracer.fit(write(tmp_path / f"{name}.jsonl", traces), tmp_path / name, config=tracer.FitConfig(0.85))
+        router = tracer.load_router(tmp_path / name)
+        assert router.predict("forgot my password cannot login")["label"] == form.format("password")
+        batch = router.predict_batch(["forgot my password cannot login", ""])
+        assert batch["labels"] == [form.format("password"), None]
+        label = router.policy.labels[batch["preds"][0]]
+        assert router.policy.answers[label].text == form.format("password")
 
 
 def test_embeddings_beside_the_traces_are_found(tmp_path: Path) -> None:
