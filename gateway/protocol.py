@@ -87,6 +87,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         self._part = _Part.HEAD
+        self._call_off()  # what was due until now has come
         # How many of the bytes at hand are of this request is not known: none is the least, all of them the most.
         self._request_bytes = self._body_bytes = 0
         self._first_bytes = self._fed_bytes

@@ -12,7 +12,7 @@ from gateway.asgi import RELAYED_HEADERS, new_id, tracer_headers
 from gateway.control import Control, Mode, explanation
 from gateway.decide import Decision, Lane, deferred
 from gateway.endpoints.passthrough import Relaying
-from gateway.errors import AnswerableError, InvalidRequest, KeptLocal
+from gateway.errors import AnswerableError, InvalidRequest, KeptLocal, ModelNotAllowed
 from gateway.exchange import Exchange
 from gateway.learn import Forwarded, learn
 from gateway.reading import readable
@@ -90,7 +90,9 @@ class ModelEndpoint(Relaying):
         self.metrics.request_seconds.labels(lane).observe(perf_counter() - started)
 
     async def _serve_project(self, exchange: Exchange, request: ModelRequest, found: Recognised) -> Lane:
-        control = exchange.control
+        control, project = exchange.control, self.services.settings.projects[found.project]
+        if not exchange.caller.may_ask(project, request.model):
+            raise ModelNotAllowed(f"This key may be used for the project {found.project!r} with its own model only.")
         serving = self.serving(found.project, exchange.caller)
         call = LocalCall(new_id(), request, found, control, serving)
         decision = await self.decide(call)

@@ -584,6 +584,17 @@ def test_a_key_for_a_project_may_ask_its_teacher() -> None:
 # The keys file, where it cannot be read for a while.
 
 
+def test_a_key_for_a_project_brings_no_other_model(keyed: ThreadedGateway, tmp_path: Path) -> None:
+    """Through whatever names the project; 403 in OpenAI's shape."""
+    key = _key(tmp_path, "bank")
+    _eventually(lambda: _ask(keyed, "x", key).status_code == 200)
+    headers = {"authorization": f"Bearer {key}", "x-tracer-project": "bank"}
+    for model, status in (("gpt-teacher", 200), ("gpt-dearest", 403)):
+        answer = httpx.post(f"{keyed.base_url}/chat/completions", json=_chat("x", model), headers=headers)
+        assert answer.status_code == status
+    assert answer.json()["error"]["code"] == "model_not_allowed"
+
+
 def test_a_file_that_is_mended_without_a_change_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A key revoked meanwhile is out; until then the trouble is told once, not at every look."""
     file = tmp_path / "keys.json"

@@ -265,6 +265,15 @@ def test_a_client_that_drips_is_not_waited_for(gateway: ThreadedGateway, request
     assert _statuses(received) in ([408], [])
 
 
+def test_a_first_head_has_no_longer_than_any_other(tmp_path: Path, teacher: ScriptedTeacher) -> None:
+    """`keep_alive_timeout` is for connections on which nothing has begun."""
+    server = {"request_timeout": 0.5, "keep_alive_timeout": 60}
+    with ThreadedGateway(make_settings(tmp_path, {"server": server}, teacher.url)) as gateway:
+        started = time.monotonic()
+        assert _statuses(_exchange(gateway, CHAT + b"X-A: ")) == [408]
+        assert time.monotonic() - started < 4
+
+
 def test_a_slow_upload_goes_on_as_long_as_bytes_come(gateway: ThreadedGateway, teacher: ScriptedTeacher) -> None:
     """Of a relayed body only the pauses are bounded."""
     with _connect(gateway) as connection:
