@@ -3,7 +3,6 @@
 from starlette.types import Message
 
 from gateway.exchange import Exchange
-from gateway.headers import ACCOUNT_HEADERS
 from gateway.relay import Client, Outcome, forward
 from gateway.services import Services
 from gateway.upstream import Upstream, UpstreamCall
@@ -15,7 +14,8 @@ _JSON = b"application/json"
 async def ask(services: Services, exchange: Exchange, upstream: Upstream, surface: Surface, body: bytes) -> Outcome:
     """Ask `upstream` for a whole answer; raises as `forward` does, ClientGone where the client leaves meanwhile."""
     # Of the client's headers only what says who asks belongs to a call whose body is ours.
-    kept = [(name, value) for name, value in exchange.scope["headers"] if name in ACCOUNT_HEADERS]
+    account = services.settings.access.account_headers
+    kept = [(name, value) for name, value in exchange.scope["headers"] if name in account]
     headers = [(b"content-type", _JSON), (b"accept", _JSON), *kept]
     call = UpstreamCall("POST", surface, b"", headers, body)
     client = Client(exchange.receive, _discard)
