@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from policies.answers import AnswerForms
 from policies.input_form import InputForm, learn_input_form
 from policies.settings import FitConfig
-from policies.types import Answer, AnswerKind, Trace
+from policies.types import AnswerKind, Trace
 
 _SHOWN = 5
 
@@ -36,14 +36,20 @@ class Forms:
         read = [_read(*row) for row in zip(traces, answers.labels, inputs, strict=True)]
         return cls(read, answers, form, inputs.count(None))
 
+    def protected(self, config: FitConfig) -> dict[str, list[str]]:
+        """The labels that each protected word means; the word itself where it means none."""
+        return {word: self.answers.named(word) or [word] for word in config.protect}
+
     def settings(self, config: FitConfig) -> FitConfig:
         """`config` with the labels it protects under their names here."""
-        known = self.answers.answers
-        protect = [name if name in known else self.answers.label_of(Answer(name)) or name for name in config.protect]
+        protect = [label for labels in self.protected(config).values() for label in labels]
         return replace(config, protect=tuple(dict.fromkeys(protect)))
 
-    def notes(self) -> Iterator[str]:
-        """What a certificate should say of them, a line each."""
+    def notes(self, config: FitConfig) -> Iterator[str]:
+        """What a certificate should say of them and of what `config` protects, a line each."""
+        for word, labels in self.protected(config).items():
+            if labels != [word]:
+                yield f"protected {word!r} means {len(labels)} of the labels: {_listed(labels)}"
         yield from self.answers.notes
         merges = sorted(self.answers.merges.items(), key=lambda pair: (-sum(pair[1].values()), pair[0]))
         for label, others in merges[:_SHOWN]:
@@ -61,6 +67,11 @@ class Forms:
                 f"{self.off_template} inputs are not built like the others ({words}): they are not read, and "
                 "such calls are deferred"
             )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(map(repr, names[:_SHOWN]))}{more}"
 
 
 def _read(trace: Trace, label: str | None, text: str | None) -> Trace:
