@@ -40,6 +40,7 @@ class Labelled:
     merges: dict[str, dict[str, int]]
     notes: list[str]
     classes: dict[str, tuple[str, ...]]
+    values: dict[str, tuple[str, ...]]
 
 
 def label_answers(answers: Sequence[Answer], merge: bool) -> Labelled:
@@ -63,6 +64,12 @@ def label_answers(answers: Sequence[Answer], merge: bool) -> Labelled:
         merges=_merges(label_of_key, groups, modal),
         notes=[*_notes(counts, groups, structures), *_twins(modal, merge)],
         classes=_classes(label_of_key, structures),
+        values={
+            label: tuple(map(_plain, found.classes(key)))
+            for found in structures
+            for key in found.rows
+            if (label := label_of_key.get(key)) is not None
+        },
     )
 
 

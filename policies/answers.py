@@ -24,7 +24,8 @@ class AnswerForms:
     are structured, `words` says all of it for people.
 
     Only what `learn` returns has: `labels` of the answers one by one (None: of no label), `merges` (label -> texts it
-    also stands for, each with its count), `notes`, the labels' `counts`, and `classes`, of which `heads` is made.
+    also stands for, each with its count), `notes`, the labels' `counts`, `classes`, of which `heads` is made, and
+    `values` (label -> what it says in each field to predict).
     """
 
     answers: Mapping[str, Answer] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class AnswerForms:
     notes: list[str] = field(default_factory=list, repr=False)
     counts: Mapping[str, int] = field(default_factory=dict, repr=False)
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def learn(cls, answers: Sequence[Answer], merge: bool = True) -> "AnswerForms":
@@ -53,12 +55,22 @@ class AnswerForms:
             notes=found.notes,
             counts=found.counts,
             classes=found.classes,
+            values=found.values,
         )
 
     def label_of(self, answer: Answer) -> str | None:
         """The label of an answer, through the normaliser; None where it is none of them."""
         key = self.normaliser.key(answer)
         return None if key is None else self.keys.get(storable(key))
+
+    def named(self, word: str) -> list[str]:
+        """Labels that a word may mean: their name, their text in any spelling, their tool, or what a field says."""
+        spelled = self.label_of(Answer(word))
+        return [
+            label
+            for label, answer in self.answers.items()
+            if word in (label, answer.text) or label == spelled or word in self.values.get(label, ())
+        ]
 
     def heads(self) -> dict[str, tuple[int, ...]] | None:
         """Each label's class in each field to predict; None where there is no more than one such field.
@@ -105,5 +117,12 @@ class AnswerForms:
             label: Answer(row["text"], AnswerKind(row["kind"]), row["arguments"])
             for label, row in found["answers"].items()
         }
-        normaliser = Normaliser(found["merging"], frozenset(found["apart"]), tuple(found["open_tools"]))
-        return cls(answers, dict(found["keys"]), normaliser, tuple(found["fields"]), found["words"])
+        apart, open_tools, fields = (_listed(found[name]) for name in ("apart", "open_tools", "fields"))
+        normaliser = Normaliser(found["merging"], frozenset(apart), open_tools)
+        return cls(answers, dict(found["keys"]), normaliser, fields, found["words"])
+
+
+def _listed(found: object) -> tuple[Any, ...]:
+    if type(found) is not list:
+        raise TypeError(f"{type(found).__name__} instead of a list")
+    return tuple(found)

@@ -16,12 +16,14 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from policies.answers import AnswerForms
+from policies.conforming import misfit
 from policies.errors import ArtifactError, PolicyDamaged, PolicyMissing
 from policies.input_form import InputForm
 
@@ -284,8 +286,13 @@ def _shallow(manifest: Manifest) -> dict[str, Any]:
     return {item.name: getattr(manifest, item.name) for item in fields(manifest)}
 
 
+def as_json(manifest: Manifest) -> dict[str, Any]:
+    """What stands in `manifest.json`, but for the checksum."""
+    return asdict(replace(manifest, answers=AnswerForms())) | {"answers": manifest.answers.to_dict()}
+
+
 def _write_manifest(root: Path, manifest: Manifest) -> None:
-    body = asdict(replace(manifest, answers=AnswerForms())) | {"answers": manifest.answers.to_dict()}
+    body = as_json(manifest)
     body["checksum"] = _checksum(body)
     temporary = root / f".{MANIFEST}.{os.getpid()}"
     _write_durably(temporary, orjson.dumps(body, option=orjson.OPT_INDENT_2))
@@ -318,9 +325,40 @@ def _parse_manifest(found: object, where: str) -> Manifest:
         body["files"] = {role: File(**entry) for role, entry in body["files"].items()}
         body["answers"] = AnswerForms.from_dict(body["answers"])
         body["input_form"] = None if body["input_form"] is None else InputForm(**body["input_form"])
-        return Manifest(**body)
+        manifest = Manifest(**body)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PolicyDamaged(f"{where}: {error}") from error
+    problem = misfit(manifest, Manifest, "manifest") or _check(manifest)
+    if problem is not None:
+        raise PolicyDamaged(f"{where}: {problem}")
+    return manifest
+
+
+def _check(manifest: Manifest) -> str | None:
+    """What does not hold together in a manifest whose types are right; None where all does."""
+    labels, stages, answers = set(manifest.labels), manifest.stages, manifest.answers
+    limits = [manifest.protected, *(row.protected for row in manifest.frontier)]
+    targets = [row.target for row in manifest.frontier]
+    heads = {len(stage.heads) for stage in stages}
+    rows = [tuple(row) for row in manifest.combinations if row]
+    checks = {
+        "certified and without a model, or refused with one": manifest.certificate.refused == bool(stages),
+        "a label stands twice": len(labels) != len(manifest.labels),
+        "not an answer for every label": answers.answers.keys() != labels or set(answers.keys.values()) != labels,
+        "a threshold of a label that is none": any(not limited.keys() <= labels for limited in limits),
+        "a frontier out of order": any(low >= high for low, high in pairwise(targets)),
+        "a frontier without a threshold for each stage": any(
+            len(row.thresholds) != len(stages) for row in manifest.frontier
+        ),
+        "stages with different heads, or none": bool(stages) and (len(heads) != 1 or 0 in heads),
+        "combinations that are not its labels'": bool(manifest.combinations)
+        and (len(manifest.combinations) != len(manifest.labels) or {len(row) for row in rows} != heads),
+        "several heads and no combinations": not manifest.combinations and not heads <= {1},
+        "two labels of one combination": len(set(rows)) != len(rows) or min(map(min, rows), default=0) < 0,
+        "an input kind that is none": manifest.input_kind not in ("text", "embedding"),
+        "embeddings of no dimension": manifest.input_kind == "embedding" and not manifest.embedding_dim,
+    }
+    return next((problem for problem, found in checks.items() if found), None)
 
 
 def _write_durably(place: Path, content: bytes) -> None:

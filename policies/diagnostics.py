@@ -99,6 +99,13 @@ def teacher_ceiling(groups: Groups, labels: Labels, weights: Weights | None = No
     return Ceiling(pairs, a, (1 + sqrt(2 * a - 1)) / 2 if a > 0.5 else sqrt(a))
 
 
+def contradicted_inputs(groups: Groups, labels: Labels) -> int:
+    """Inputs, numbered by `groups` (n,), with more than one label of `labels` (n,; negative: unlike any other)."""
+    apart = np.where(labels >= 0, labels, -1 - np.arange(len(labels)))
+    inputs = np.unique(np.stack([groups, apart]), axis=1)[0]
+    return int((np.unique(inputs, return_counts=True)[1] > 1).sum())
+
+
 def effective_sample(groups: Groups, agreement: Agreement) -> float:
     """How many independent rows would say as much about the agreement of n rows that come in `groups` (n,)."""
     return len(groups) / design_effect(np.unique(groups, return_inverse=True)[1], agreement)

@@ -199,8 +199,9 @@ def _option(
     # The solver's matrices are small: more BLAS threads than one only spin, and starve a gateway on the same machine.
     with threadpool_limits(1):
         learned = learn(forms.traces, named, spec, embeddings, progress, encoder, forms.answers.heads())
+        learned = replace(learned, off_template=forms.off_template)
         progress("gate", 0.82)
-        judged = _with_forms(judge(learned, named, n_options), forms)
+        judged = _with_forms(judge(learned, named, n_options), forms, config)
         stages: list[tuple[StageEntry, dict[str, bytes]]] = []
         if judged.ruling is not None and not judged.certificate.refused:
             progress("export", 0.88)
@@ -230,9 +231,9 @@ def _option(
     return found if n_options == 1 else replace(found, microseconds=_mean_microseconds(found, traces))
 
 
-def _with_forms(judged: Judged, forms: Forms) -> Judged:
+def _with_forms(judged: Judged, forms: Forms, config: FitConfig) -> Judged:
     """The verdict, with what there is to say of the forms."""
-    certificate = replace(judged.certificate, notes=[*judged.certificate.notes, *forms.notes()])
+    certificate = replace(judged.certificate, notes=[*judged.certificate.notes, *forms.notes(config)])
     return replace(judged, certificate=certificate, report=judged.report | {"merges": forms.answers.merges})
 
 

@@ -1,12 +1,13 @@
 """Traces as they are learned from: the variable part of each input, and the label of each answer."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from policies.answers import AnswerForms
+from policies.echoes import echoing
 from policies.input_form import InputForm, learn_input_form
 from policies.settings import FitConfig
-from policies.types import Answer, AnswerKind, Trace
+from policies.types import AnswerKind, Trace
 
 _SHOWN = 5
 
@@ -16,13 +17,15 @@ class Forms:
     """The forms of a set of traces, and the traces read by them, in the same order.
 
     In `traces` an input is the variable part, empty where the message is not built like the others (there are
-    `off_template` of them); `teacher` is the label, and the kind `other` where the answer is of no label.
+    `off_template` of them); `teacher` is the label, and the kind `other` where the answer is of no label, or one of
+    `echoes`: it quotes the input it answers, and is nobody else's.
     """
 
     traces: list[Trace]
     answers: AnswerForms
     input_form: InputForm | None
     off_template: int = 0
+    echoes: list[str] = field(default_factory=list)
 
     @classmethod
     def learn(cls, traces: Sequence[Trace], merge: bool = True, read_inputs: bool = True) -> "Forms":
@@ -33,17 +36,25 @@ class Forms:
             inputs: list[str | None] = [trace.input for trace in traces]
         else:
             inputs = [form.variable(trace.input) for trace in traces]
-        read = [_read(*row) for row in zip(traces, answers.labels, inputs, strict=True)]
-        return cls(read, answers, form, inputs.count(None))
+        echoes = echoing(traces, answers.labels, inputs, answers.answers)
+        labels = [None if label in echoes else label for label in answers.labels]
+        read = [_read(*row) for row in zip(traces, labels, inputs, strict=True)]
+        return cls(read, answers, form, inputs.count(None), sorted(echoes))
+
+    def protected(self, config: FitConfig) -> dict[str, list[str]]:
+        """The labels that each protected word means; the word itself where it means none."""
+        return {word: self.answers.named(word) or [word] for word in config.protect}
 
     def settings(self, config: FitConfig) -> FitConfig:
         """`config` with the labels it protects under their names here."""
-        known = self.answers.answers
-        protect = [name if name in known else self.answers.label_of(Answer(name)) or name for name in config.protect]
+        protect = [label for labels in self.protected(config).values() for label in labels]
         return replace(config, protect=tuple(dict.fromkeys(protect)))
 
-    def notes(self) -> Iterator[str]:
-        """What a certificate should say of them, a line each."""
+    def notes(self, config: FitConfig) -> Iterator[str]:
+        """What a certificate should say of them and of what `config` protects, a line each."""
+        for word, labels in self.protected(config).items():
+            if labels != [word]:
+                yield f"protected {word!r} means {len(labels)} of the labels: {_listed(labels)}"
         yield from self.answers.notes
         merges = sorted(self.answers.merges.items(), key=lambda pair: (-sum(pair[1].values()), pair[0]))
         for label, others in merges[:_SHOWN]:
@@ -52,6 +63,11 @@ class Forms:
             yield f"{label!r} also stands for {', '.join(shown)}{more}"
         if len(merges) > _SHOWN:
             yield f"{len(merges) - _SHOWN} more labels have several spellings: `tracer report --json` has all of them"
+        if self.echoes:
+            yield (
+                f"{len(self.echoes)} answers quote the inputs they answer ({_listed(self.echoes)}): they are never "
+                "given, and count as disagreement"
+            )
         if self.input_form is None:
             return
         words = self.input_form.words
@@ -61,6 +77,11 @@ class Forms:
                 f"{self.off_template} inputs are not built like the others ({words}): they are not read, and "
                 "such calls are deferred"
             )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(map(repr, names[:_SHOWN]))}{more}"
 
 
 def _read(trace: Trace, label: str | None, text: str | None) -> Trace:

@@ -46,6 +46,7 @@ class Learned:
     certificate), `weights`, `groups` (number of the input: equal inputs, but for case and white space, have the same),
     `near` and `same` (the same for near-duplicates, and for inputs in nearly the same words), `readable` (rows with
     features). `heads` has each label's class in each field, where answers have several fields to predict.
+    `off_template` of the rows that are not readable were not built like the others.
     """
 
     problem: str | None
@@ -63,6 +64,7 @@ class Learned:
     measurements: tuple[Measurement, ...] = ()
     trials: tuple[Trial, ...] = ()
     heads: Mapping[str, tuple[int, ...]] | None = None
+    off_template: int = 0
 
 
 def silent(step: str, done: float) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.diagnostics import teacher_ceiling
+from policies.diagnostics import contradicted_inputs, teacher_ceiling
 from policies.gate import Thresholds
 from policies.learning import Learned
 from policies.settings import FitConfig
@@ -16,6 +16,8 @@ _EXPECT = {
     "newest": "expect that where live calls go on changing as the traces did",
 }
 
+_SHOWN = 5
+
 
 def notes_of(
     learned: Learned, config: FitConfig, thresholds: Thresholds, measurements: list[dict[str, Any]] | None
@@ -26,12 +28,10 @@ def notes_of(
     if rare:
         learned_of = "never said" if learned.task is not None and learned.task.parts is not None else "not learned"
         notes.append(f"{rare} labels were seen once: they are {learned_of}, and their traces count as disagreement")
-    unreadable = int((~learned.readable).sum()) if learned.problem is None else 0
+    # Those off the template have a note of their own.
+    unreadable = int((~learned.readable).sum()) - learned.off_template if learned.problem is None else 0
     if unreadable:
-        notes.append(
-            f"{unreadable} traces are too long to be read whole, empty, or not built like the others: such calls are "
-            "deferred"
-        )
+        notes.append(f"{unreadable} traces are too long to be read whole, or empty: such calls are deferred")
     apart = int((~learned.judged).sum())
     if apart:
         notes.append(
@@ -52,10 +52,11 @@ def _repeats(learned: Learned, config: FitConfig) -> list[str]:
     repeats = len(learned.groups) - len(first)
     if learned.problem is not None or not repeats:
         return []
-    pairs = np.unique(np.stack([learned.groups, learned.truth]), axis=1).shape[1]
+    # What was not read has no label here, whatever the teacher said.
+    contradicted = contradicted_inputs(learned.groups[learned.readable], learned.truth[learned.readable])
     notes = [f"{repeats} traces repeat an earlier input: the certificate holds for the different inputs alone, too"]
-    if pairs > len(first):
-        notes.append(f"the teacher contradicts itself: {pairs - len(first)} inputs were given more than one label")
+    if contradicted:
+        notes.append(f"the teacher contradicts itself: {contradicted} inputs were given more than one label")
     ceiling = teacher_ceiling(learned.groups, learned.truth)
     if ceiling is not None and ceiling.highest < config.target_teacher_agreement:
         notes.append(
@@ -66,10 +67,14 @@ def _repeats(learned: Learned, config: FitConfig) -> list[str]:
 
 
 def _protected(learned: Learned, config: FitConfig, thresholds: Thresholds) -> list[str]:
-    notes = []
+    once = [label for label in config.protect if label not in learned.labels]
+    notes = [
+        f"protected label {label!r} was seen once: it is not learned, and never answered" for label in once[:_SHOWN]
+    ]
+    if len(once) > _SHOWN:
+        notes.append(f"so were {len(once) - _SHOWN} more protected labels")
     for label in config.protect:
         if label not in learned.labels:
-            notes.append(f"protected label {label!r} was seen once: it is not learned, and never answered")
             continue
         choice = thresholds.protected.get(learned.labels.index(label))
         if choice is not None and choice.threshold is None:

@@ -7,7 +7,7 @@ import orjson
 from rich.table import Table
 from rich.text import Text
 
-from policies.artifact import Manifest, read_file, read_manifest
+from policies.artifact import Manifest, as_json, read_file, read_manifest
 from policies.console import stdout
 from policies.plot import draw_frontier
 
@@ -19,7 +19,7 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     """Manifest, frontier and per-label report as one JSON-safe object. Raises PolicyMissing or PolicyDamaged."""
     manifest = read_manifest(folder)
     return {
-        "manifest": orjson.loads(orjson.dumps(manifest)) | {"answers": manifest.answers.to_dict()},
+        "manifest": as_json(manifest),
         "frontier": orjson.loads(read_file(folder, manifest, "frontier")),
         "report": orjson.loads(read_file(folder, manifest, "report")),
     }

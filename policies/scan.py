@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from policies.artifact import Certificate
-from policies.diagnostics import Ceiling, teacher_ceiling
+from policies.diagnostics import Ceiling, contradicted_inputs, teacher_ceiling
 from policies.errors import FitError
 from policies.features import MAX_CHARS
 from policies.folds import FOLDS
@@ -168,7 +168,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Scan:
-    """`estimate` is None where the scan refuses to give one; `reason` then says why."""
+    """`estimate` is None where the scan refuses to give one; `reason` then says why. `notes` say what a fit takes for
+    one label, and which part of the inputs it reads."""
 
     contents: Contents
     estimate: Estimate | None
@@ -176,20 +177,25 @@ class Scan:
     price: Price
     seed: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
-def scan(found: TraceFile, price: Price | None = None, seed: int = 0, progress: Progress = silent) -> Scan:
+def scan(
+    found: TraceFile, price: Price | None = None, seed: int = 0, progress: Progress = silent, merge_labels: bool = True
+) -> Scan:
     """Look at traces and estimate what a fit with default features would cover at each of `SCAN_TARGETS`.
 
-    A file that nothing can be learned from, or of fewer than 200 traces, gives no estimate and a reason. Raises
-    FitError where seed or static table are unusable.
+    Without `merge_labels`, every spelling of an answer is a label of its own, as in a fit. A file that nothing can be
+    learned from, or of fewer than 200 traces, gives no estimate and a reason. Raises FitError where seed or static
+    table are unusable.
     """
     started = time.perf_counter()
     if seed < 0:
         raise FitError(f"seed must not be negative, got {seed}")
     price = price or Price()
     progress("counting", 0.0)
-    found = replace(found, traces=Forms.learn(found.traces).traces)
+    forms = Forms.learn(found.traces, merge_labels)
+    found = replace(found, traces=forms.traces)
     # As in a fit: what is empty was not read, and is not known to be the same.
     groups = _numbered(" ".join(trace.input.casefold().split()) or f"\n{row}" for row, trace in enumerate(found.traces))
     contents = _contents(found, groups)
@@ -203,7 +209,8 @@ def scan(found: TraceFile, price: Price | None = None, seed: int = 0, progress: 
         if reason is None:
             progress("gate", 0.95)
             estimate = _estimate(learned, [found.traces[row].input for row in rows], contents, price, seed)
-    return Scan(contents, estimate, reason, price, seed, time.perf_counter() - started)
+    notes = tuple(forms.notes(FitConfig()))
+    return Scan(contents, estimate, reason, price, seed, time.perf_counter() - started, notes)
 
 
 def _numbered(keys: Iterable[str]) -> Groups:
@@ -218,7 +225,6 @@ def _contents(found: TraceFile, groups: Groups) -> Contents:
     # Negative: unlike any other.
     labels = np.where(labelled, _numbered(trace.teacher for trace in traces), -1)[repeated]
     inputs = groups[repeated]
-    answers = np.unique(np.stack([inputs, labels]), axis=1)
     times = [trace.ts for trace in traces if trace.ts is not None]
     timed = len(times) == len(traces)
     return Contents(
@@ -226,7 +232,7 @@ def _contents(found: TraceFile, groups: Groups) -> Contents:
         skipped=found.skipped,
         duplicate_ids=found.duplicates,
         different_inputs=int(groups.max()) + 1,
-        contradicted=int((np.bincount(answers[0]) > 1).sum()),
+        contradicted=contradicted_inputs(inputs, labels),
         ceiling=teacher_ceiling(inputs, labels),
         too_long=sum(len(trace.input) > MAX_CHARS for trace in traces),
         first=min(times) if timed else None,

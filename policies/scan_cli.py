@@ -35,6 +35,9 @@ def scan_command(
     price: Annotated[float | None, typer.Option(help="What the LLM costs: US dollars per 1,000 calls.")] = None,
     calls_per_day: Annotated[float | None, typer.Option(help="How many such calls you make a day.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample and of the folds.")] = 0,
+    merge_labels: Annotated[
+        bool, typer.Option("--merge-labels/--no-merge-labels", help="Take 'Refund' and 'refund.' for one label.")
+    ] = True,
     embeddings: Annotated[Path | None, typer.Option(hidden=True)] = None,
     skip_bad: SkipBad = False,
     as_json: Json = False,
@@ -50,7 +53,7 @@ def scan_command(
         with reading_bar(traces.name) as on_read:
             found = read_traces(traces, skip_bad=skip_bad, on_read=on_read)
         with _progress() as progress:
-            result = scan(found, cost, seed, progress)
+            result = scan(found, cost, seed, progress, merge_labels)
     if found.skipped:
         stderr.print(f"{found.skipped} bad lines skipped, the first: {found.problems[0]}")
     if as_json:
@@ -60,13 +63,14 @@ def scan_command(
 
 
 def to_json(result: Scan) -> dict[str, Any]:
-    """The scan as one JSON object. No text of an input is in it.
+    """The scan as one JSON object. No text of an input is in it, but for the end of a template that all share.
 
     - `refused`, `reason`: whether there is no estimate, and why
     - `n_traces`, `n_skipped`, `n_duplicate_ids`, `n_different_inputs`, `n_too_long`, `first_ts`, `last_ts` (seconds)
     - `labels`: `n`, `seen_once`, `rare` (fewer than 10 traces), `rare_share`, `majority`, `majority_share`
     - `teacher`: `contradicted_inputs`, and where 20 inputs repeat or more (else null) `agrees_with_itself`, `ceiling`
     - `price_per_1000_calls`, `calls_per_day`, `seed`, `confidence`, `seconds`
+    - `notes`: what is taken for one label, and which part of the inputs is read, a sentence each
 
     and, null where refused:
 
@@ -108,6 +112,7 @@ def to_json(result: Scan) -> dict[str, Any]:
         "seed": result.seed,
         "confidence": FitConfig().confidence,
         "seconds": round(result.seconds, 2),
+        "notes": list(result.notes),
     } | _estimate_json(estimate)
 
 
@@ -138,6 +143,8 @@ def _estimate_json(estimate: Estimate | None) -> dict[str, Any]:
 def _print_page(result: Scan, path: Path) -> None:
     contents, estimate = result.contents, result.estimate
     _print_contents(contents, path)
+    for note in result.notes:
+        stdout.print(f"  {note}")
     if estimate is None:
         stdout.print(f"\nNo estimate: {result.reason}.")
         return

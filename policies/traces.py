@@ -1,8 +1,8 @@
 """Trace files: JSONL in and out, and the small operations on lists of traces.
 
-One JSON object a line: `input` and `teacher`, optionally `kind` and `arguments` (of an answer that is no text), `id`,
-`ground_truth`, `mini`, `ts`, `weight`. Every complaint names file, line and cause. Lines are read as bytes, one at a
-time, so one bad line never spoils its neighbours.
+One JSON object a line: `input` and `teacher`, optionally `kind` (text, tool or other; any other word means text),
+`arguments` (beside kind tool), `id`, `ground_truth`, `mini`, `ts`, `weight`. Every complaint names file, line and
+cause. Lines are read as bytes, one at a time, so one bad line never spoils its neighbours.
 """
 
 import contextlib
@@ -209,11 +209,11 @@ def _parse(line: bytes | None) -> Trace:
     if len(row) == 2:
         return Trace(text, _label(row[found_label], found_label))
     kind, arguments = _form(row)
-    # A refusal may come without a word; it is no label.
+    # A refusal may come without a word, or with a line end; it is no label.
     said = row[found_label]
     return Trace(
         input=text,
-        teacher=said if kind is AnswerKind.OTHER and said == "" else _label(said, found_label),
+        teacher=said if kind is AnswerKind.OTHER and type(said) is str else _label(said, found_label),
         id=_id(row.get("id")),
         ground_truth=_optional_label(row, "ground_truth"),
         mini=_optional_label(row, "mini"),
@@ -254,16 +254,16 @@ def _reason(value: Any) -> Reason | None:
 
 def _form(row: dict[str, Any]) -> tuple[AnswerKind, str | None]:
     """What the answer is, and its arguments where it is a tool call."""
-    kind, arguments = row.get("kind"), row.get("arguments")
-    if arguments is not None and type(arguments) is not str:
-        raise _BadLine(f"'arguments' must be a string of JSON, found {_kind(arguments)}")
-    if kind is None:
-        return (AnswerKind.TEXT if arguments is None else AnswerKind.TOOL), arguments
-    found = _KINDS.get(kind) if type(kind) is str else None
-    if found is None:
-        raise _BadLine(f"'kind' must be one of {', '.join(_KINDS)}")
-    if found is AnswerKind.TEXT and arguments is not None:
-        raise _BadLine("'arguments' belong to a tool call, and 'kind' says text")
+    # Other people's files use these words for other things, too.
+    kind = row.get("kind")
+    found = _KINDS.get(kind, AnswerKind.TEXT) if type(kind) is str else AnswerKind.TEXT
+    arguments = row.get("arguments")
+    if found is not AnswerKind.TOOL or arguments is None:
+        return found, None
+    if type(arguments) is dict:
+        return found, orjson.dumps(arguments).decode()
+    if type(arguments) is not str:
+        raise _BadLine(f"'arguments' must be a string of JSON, or an object, found {_kind(arguments)}")
     return found, arguments
 
 

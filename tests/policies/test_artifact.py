@@ -2,7 +2,9 @@
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -70,6 +72,99 @@ def test_forms_that_are_none_are_refused(folder: Path, key: str, value: object) 
     body["checksum"] = hashlib.sha256(orjson.dumps(bare, option=orjson.OPT_SORT_KEYS)).hexdigest()
     path.write_bytes(orjson.dumps(body))
     with pytest.raises(PolicyDamaged):
+        Policy.load(folder)
+
+
+def _every(key: str, **changes: object) -> Callable[[dict[str, Any]], None]:
+    """Changes all entries of a list in the manifest."""
+
+    def change(body: dict[str, Any]) -> None:
+        for entry in body[key]:
+            entry.update(changes)
+
+    return change
+
+
+def _forms(**changes: object) -> Callable[[dict[str, Any]], None]:
+    return lambda body: body["answers"].update(changes)
+
+
+def _answer(**changes: object) -> Callable[[dict[str, Any]], None]:
+    return lambda body: body["answers"]["answers"]["loan"].update(changes)
+
+
+def _set(**changes: object) -> Callable[[dict[str, Any]], None]:
+    return lambda body: body.update(changes)
+
+
+TAMPERED: dict[str, Callable[[dict[str, Any]], None]] = {
+    "frontier without thresholds": _every("frontier", thresholds=[]),
+    "frontier of too many thresholds": _every("frontier", thresholds=[0.9, 0.9]),
+    "frontier of words": _every("frontier", thresholds=["x"]),
+    "frontier thresholds none": _every("frontier", thresholds=None),
+    "frontier target a word": _every("frontier", target="x"),
+    "frontier target true": _every("frontier", target=True),
+    "frontier backwards": lambda body: body["frontier"].reverse(),
+    "frontier twice": lambda body: body.update(frontier=[*body["frontier"], *body["frontier"]]),
+    "frontier protects a list": _every("frontier", protected=[]),
+    "frontier protects no label": _every("frontier", protected={"nobody": 0.5}),
+    "frontier protects by words": _every("frontier", protected={"loan": "x"}),
+    "frontier a number": _set(frontier=[1]),
+    "protected a list": _set(protected=["loan"]),
+    "protected no label": _set(protected={"nobody": None}),
+    "protected by words": _set(protected={"loan": "0.5"}),
+    "input form of numbers": _set(input_form={"prefix": 5, "suffix": ""}),
+    "input form a list": _set(input_form=[1]),
+    "apart of numbers": _forms(apart=[5]),
+    "apart a word": _forms(apart="abc"),
+    "no apart": lambda body: body["answers"].pop("apart"),
+    "keys of no label": _forms(keys={"text foo": "nobody"}),
+    "keys a list": _forms(keys=[]),
+    "keys of numbers": _forms(keys={"text loan": 1}),
+    "merging a word": _forms(merging="yes"),
+    "words a number": _forms(words=1),
+    "fields a word": _forms(fields="intent"),
+    "answers a list": _forms(answers=[1]),
+    "answer's text a number": _answer(text=5),
+    "answer's arguments an object": _answer(arguments={}),
+    "answer's kind none": _answer(kind="song"),
+    "open tools a word": _forms(open_tools="abc"),
+    "open tools null": _forms(open_tools=None),
+    "a label twice": lambda body: body.update(labels=[*body["labels"][:-1], "loan"]),
+    "a label less": lambda body: body.update(labels=body["labels"][:-1]),
+    "labels of numbers": lambda body: body.update(labels=[*body["labels"][:-1], 1]),
+    "threshold a word": _set(threshold="0.5"),
+    "stage's threshold a word": _every("stages", threshold="x"),
+    "stage without heads": _every("stages", heads=[]),
+    "stage of two heads": lambda body: body["stages"][0]["heads"].append(body["stages"][0]["heads"][0]),
+    "guard a word": lambda body: body["stages"][0]["heads"][0].update(guard_threshold="x"),
+    "no stage": _set(stages=[]),
+    "refused with a model": lambda body: body["certificate"].update(refused=True),
+    "combinations too few": _set(combinations=[[0]]),
+    "combinations of one class": lambda body: body.update(combinations=[[0] for _ in body["labels"]]),
+    "combinations below nothing": lambda body: body.update(combinations=[[-i] for i, _ in enumerate(body["labels"])]),
+    "combinations of two heads": lambda body: body.update(combinations=[[i, i] for i, _ in enumerate(body["labels"])]),
+    "combinations of words": lambda body: body.update(combinations=[["x"] for _ in body["labels"]]),
+    "characters a word": _set(max_chars="x"),
+    "input kind none": _set(input_kind="sound"),
+    "embeddings without a dimension": _set(input_kind="embedding"),
+    "coverage a word": lambda body: body["certificate"].update(coverage="all"),
+    "file of no size": lambda body: body["files"]["model"].update(bytes="many"),
+    "settings null": _set(settings=None),
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPERED.values(), ids=TAMPERED)
+def test_a_tampered_manifest_is_damaged_at_once(folder: Path, tamper: Callable[[dict[str, Any]], None]) -> None:
+    """With a right checksum, too: what would fail at some later call fails when it is loaded."""
+    path = folder / "manifest.json"
+    body = orjson.loads(path.read_bytes())
+    assert len(body["frontier"]) > 1
+    tamper(body)
+    bare = {name: item for name, item in body.items() if name != "checksum"}
+    body["checksum"] = hashlib.sha256(orjson.dumps(bare, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    path.write_bytes(orjson.dumps(body))
+    with pytest.raises(PolicyDamaged, match=r"manifest\.json"):
         Policy.load(folder)
 
 

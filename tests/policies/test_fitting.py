@@ -382,6 +382,36 @@ def test_a_teacher_that_contradicts_itself_is_named(tmp_path: Path) -> None:
     assert any(f"{len(odd)} inputs were given more than one label" in note for note in notes)
 
 
+def test_prose_on_a_repeated_input_contradicts_itself_once(tmp_path: Path) -> None:
+    """No two answers of kind other are alike, and an input is counted once; what is not read contradicts nothing."""
+    prose = [Trace("explain my fees", f"well {i}", kind=AnswerKind.OTHER) for i in range(10)]
+    long = [Trace("word " * 5_000, "loan") for _ in range(3)]
+    notes = fit_policy([*make_traces(400), *prose, *long], tmp_path, FitConfig(0.8)).notes
+    assert [note for note in notes if "contradicts itself" in note] == [
+        "the teacher contradicts itself: 1 inputs were given more than one label"
+    ]
+
+
+def test_a_protected_word_is_every_label_that_it_may_mean(tmp_path: Path) -> None:
+    """By name, text, tool, or a field's value; a note lists them, and a word that means none is an error."""
+    traces = [
+        replace(t, teacher=f'{{"intent": "{t.teacher}", "urgent": {str("now" in t.input).lower()}}}')
+        if i % 4
+        else replace(t, kind=AnswerKind.TOOL, arguments="{}")
+        for i, t in enumerate(make_traces(600))
+    ]
+    result = fit_policy(traces, tmp_path, FitConfig(0.6, protect=("loan",)))
+    expected = [label for label in result.manifest.labels if "loan" in label]
+    assert len(expected) > 1
+    assert "loan" in expected
+    note = next(note for note in result.notes if note.startswith("protected 'loan' means"))
+    assert all(repr(label) in note for label in expected)
+    assert not result.manifest.certificate.refused
+    assert set(result.manifest.protected) == set(expected)
+    with pytest.raises(FitError, match="no trace has the label 'loans'"):
+        fit_policy(traces, tmp_path, FitConfig(0.6, protect=("loans",)))
+
+
 def test_an_update_of_nothing_says_what_to_do(tmp_path: Path) -> None:
     """There must be a policy before it can be updated."""
     with pytest.raises(PolicyMissing, match="tracer fit"):

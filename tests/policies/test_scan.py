@@ -25,7 +25,7 @@ from tests.traces_maker import LABELS, make_traces, write
 
 _PROMISED = {
     "": "refused reason n_traces n_skipped n_duplicate_ids n_different_inputs n_too_long first_ts last_ts labels "
-    "teacher price_per_1000_calls calls_per_day seed confidence seconds n_sample n_judged n_effective agreement "
+    "teacher price_per_1000_calls calls_per_day seed confidence seconds notes n_sample n_judged n_effective agreement "
     "n_unreadable targets focus disagreements confusions hard_labels outside_guard near_duplicates",
     "labels": "n seen_once rare rare_share majority majority_share",
     "teacher": "contradicted_inputs agrees_with_itself ceiling",
@@ -208,6 +208,28 @@ def test_a_teacher_that_contradicts_itself_has_a_ceiling() -> None:
     assert found["agrees_with_itself"] == pytest.approx(0.6)
     assert 0.5 < found["ceiling"] < 0.8
     assert to_json(_scan(traces))["teacher"] == {"contradicted_inputs": 0, "agrees_with_itself": None, "ceiling": None}
+
+
+def test_what_is_no_label_contradicts_every_other_answer() -> None:
+    """One input with ten different proses is one that the teacher contradicts itself on."""
+    prose = [Trace("explain my fees", f"well {i}", kind=AnswerKind.OTHER) for i in range(10)]
+    assert _scan([*make_traces(300), *prose]).contents.contradicted == 1
+
+
+def test_the_forms_are_shown_and_spellings_kept_apart_on_request(tmp_path: Path) -> None:
+    """As `fit` does: what is merged, the template, and --no-merge-labels."""
+    traces = [
+        replace(trace, input=f"Message to sort: {trace.input}", teacher=f"{trace.teacher}{'.' * (i % 2)}")
+        for i, trace in enumerate(make_traces(300))
+    ]
+    file = write(tmp_path / "traces.jsonl", traces)
+    page = _tracer(file).stdout
+    assert "300 traces, 8 labels" in page
+    assert "also stands for" in page
+    assert "only the part after 'Message to sort: ' is read" in page
+    found = json.loads(_tracer(file, "--no-merge-labels", "--json").stdout)
+    assert found["labels"]["n"] == 16
+    assert not any("also stands for" in note for note in found["notes"])
 
 
 def test_inputs_too_long_to_read_are_counted() -> None:

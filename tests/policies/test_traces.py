@@ -71,26 +71,48 @@ def test_time_without_zone_is_utc(file: Path) -> None:
 
 
 def test_kinds_of_answers(file: Path) -> None:
-    """A tool call has its arguments as written; arguments alone say that it is one; a refusal may be without a word."""
+    """A tool call has its arguments as written, or as an object; prose may be without a word, or a line end."""
     file.write_bytes(
         line(input="a", teacher="block", kind="tool", arguments='{"now":  true}')
-        + line(input="a", teacher="block", arguments="{")
+        + line(input="a", teacher="block", kind="tool", arguments={"now": True, "who": "\u00e9"})
+        + line(input="a", teacher="block", kind="tool", arguments="{")
         + line(input="a", teacher="block", kind="tool", arguments=None)
         + line(input="a", teacher="", kind="other")
+        + line(input="a", teacher=" \n", kind="other")
         + line(input="a", teacher='{"x": 1}', kind=None)
     )
     tool = AnswerKind.TOOL
     assert read_traces(file).traces == [
         Trace("a", "block", kind=tool, arguments='{"now":  true}'),
+        Trace("a", "block", kind=tool, arguments='{"now":true,"who":"\u00e9"}'),
         Trace("a", "block", kind=tool, arguments="{"),
         Trace("a", "block", kind=tool),
         Trace("a", "", kind=AnswerKind.OTHER),
+        Trace("a", " \n", kind=AnswerKind.OTHER),
         Trace("a", '{"x": 1}'),
     ]
     again = file.with_name("again.jsonl")
     write_traces(again, read_traces(file).traces)
     assert read_traces(again).traces == read_traces(file).traces
-    assert label_space(read_traces(file).traces) == {"block": 3, '{"x": 1}': 1}
+    assert label_space(read_traces(file).traces) == {"block": 4, '{"x": 1}': 1}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"kind": "chat"},
+        {"kind": 1},
+        {"kind": ["tool"]},
+        {"kind": "text", "arguments": "{}"},
+        {"arguments": "see below"},
+        {"arguments": {"a": 1}},
+        {"kind": "call", "arguments": 5},
+    ],
+)
+def test_other_peoples_words_are_no_bad_lines(file: Path, other: dict[str, object]) -> None:
+    """A kind that is none of ours means text, and arguments count only beside a tool call."""
+    file.write_bytes(line(input="a", teacher="x", **other))
+    assert read_traces(file).traces == [Trace("a", "x")]
 
 
 @pytest.mark.parametrize(("value", "text"), [(1, "1"), (1.5, "1.5"), (True, "true"), (" refund ", " refund ")])
@@ -121,10 +143,11 @@ BAD_LINES = [
         b'{"input": "a", "teacher": {"x": 1}}',
         "'teacher' must be a label (a string, a number or a boolean), found an object",
     ),
-    (b'{"input": "a", "teacher": "x", "kind": "call"}', "'kind' must be one of text, tool, other"),
-    (b'{"input": "a", "teacher": "x", "kind": 1}', "'kind' must be one of text, tool, other"),
-    (b'{"input": "a", "teacher": "x", "arguments": {"a": 1}}', "'arguments' must be a string of JSON, found an object"),
-    (b'{"input": "a", "teacher": "x", "kind": "text", "arguments": "{}"}', "'arguments' belong to a tool call"),
+    (
+        b'{"input": "a", "teacher": "x", "kind": "tool", "arguments": [1]}',
+        "'arguments' must be a string of JSON, or an object, found a list",
+    ),
+    (b'{"input": "a", "teacher": null, "kind": "other"}', "'teacher' must be a label"),
     (b'{"input": "a", "teacher": "", "kind": "tool"}', "empty label ('teacher')"),
     (b'{"input": "a", "teacher": "x", "mini": []}', "'mini' must be a label"),
     (b'{"input": "a", "teacher": "x", "ground_truth": ""}', "empty label ('ground_truth')"),

@@ -91,12 +91,14 @@ def test_tool_calls_travel_with_their_arguments(url: str, tmp_path: Path) -> Non
     file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     call = '{"input": "a", "teacher": "route", "kind": "tool", "arguments": "%s"}\n'
     rest = '{"input": "a", "teacher": "route"}\n{"input": "a", "teacher": "I cannot", "kind": "other"}\n'
-    file.write_text(call % "{}" + call % "{ }" + call % "{}" + rest)
-    assert run("import", file, "--store", url, "--project", "bank").stderr.startswith("5 traces added")
+    blank = '{"input": "a", "teacher": " ", "kind": "other"}\n'
+    file.write_text(call % "{}" + call % "{ }" + call % "{}" + rest + blank)
+    assert run("import", file, "--store", url, "--project", "bank").stderr.startswith("6 traces added")
     assert run("import", file, "--store", url, "--project", "bank").stderr.startswith("0 traces added")
     run("export", "--store", url, "--out", out)
     found = sorted((trace.teacher, trace.kind, trace.arguments or "") for trace in read_traces(out).traces)
     assert found == [
+        (" ", AnswerKind.OTHER, ""),
         ("I cannot", AnswerKind.OTHER, ""),
         ("route", AnswerKind.TEXT, ""),
         ("route", AnswerKind.TOOL, "{ }"),
