@@ -19,7 +19,7 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     """Manifest, frontier and per-label report as one JSON-safe object. Raises PolicyMissing or PolicyDamaged."""
     manifest = read_manifest(folder)
     return {
-        "manifest": orjson.loads(orjson.dumps(manifest)) | {"answers": manifest.answers.to_dict()},
+        "manifest": orjson.loads(orjson.dumps(manifest, default=sorted)) | {"answers": manifest.answers.to_dict()},
         "frontier": orjson.loads(read_file(folder, manifest, "frontier")),
         "report": orjson.loads(read_file(folder, manifest, "report")),
     }
