@@ -23,6 +23,7 @@ _INWARD = frozenset(
     {"properties", "patternProperties", "additionalProperties", "unevaluatedProperties", "propertyNames", "items"}
     | {"prefixItems", "additionalItems", "unevaluatedItems", "contains"}
 )
+_MAPS = frozenset({"properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions"})
 _TOO_MUCH = MOST_EFFORT + 1
 
 
@@ -58,9 +59,14 @@ class _Reader:
         # How far into the value the schema has gone, and had gone where each reference being read was met.
         self._depth = 0
         self._met = {"#": 0}
+        self._met_again = 0
+        self._steps = 0
 
     def effort(self, schema: Any) -> int:
         """Subschemas visited for one place of a value, at least."""
+        self._steps += 1
+        if self._steps > MOST_EFFORT:
+            return _TOO_MUCH
         if type(schema) is list:
             return min(1 + sum(map(self.effort, schema)), _TOO_MUCH)
         if type(schema) is not dict:
@@ -83,18 +89,25 @@ class _Reader:
         patterns = len(value) if key == "patternProperties" and type(value) is dict else 0
         inward = key in _INWARD
         self._depth += inward
-        total = self.effort(value)
+        # In a map the keys are names, whatever they look like.
+        parts = list(value.values()) if key in _MAPS and type(value) is dict else value
+        total = self.effort(parts)
         self._depth -= inward
         return total + _PATTERN_EFFORT * patterns
 
     def _behind(self, pointer: str) -> int:
         if pointer in self._met:
+            self._met_again += 1
             return 1 if self._met[pointer] < self._depth else _TOO_MUCH
-        if pointer not in self._known:
-            self._met[pointer] = self._depth
-            self._known[pointer] = self._read(pointer)
-            del self._met[pointer]
-        return self._known[pointer]
+        if pointer in self._known:
+            return self._known[pointer]
+        before = self._met_again
+        self._met[pointer] = self._depth
+        total = self._read(pointer)
+        del self._met[pointer]
+        if self._met_again == before:  # else it hangs on where it was met
+            self._known[pointer] = total
+        return total
 
     def _read(self, pointer: str) -> int:
         found = self._root

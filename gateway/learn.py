@@ -53,7 +53,7 @@ def learn(services: Services, call: Forwarded, outcome: Outcome) -> Answer | Non
 def _decided(request: ModelRequest) -> bool:
     """Whether the teacher chose among what it knows: with a tool that the client named, or none allowed, it did not."""
     choice, tools = request.body.get("tool_choice"), request.body.get("tools") or ()
-    return choice != "none" and (type(choice) is not dict or len(tools) <= 1)
+    return (choice != "none" or not tools) and (type(choice) is not dict or len(tools) <= 1)
 
 
 def _trace(call: Forwarded, text: str, answer: Answer) -> StoredTrace:

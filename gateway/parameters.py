@@ -148,7 +148,7 @@ def _reasoning(value: Any) -> bool:
     )
 
 
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _VERBOSITIES = ("low", "medium", "high")
 _FUNCTION_KEYS = frozenset({"name", "description", "parameters", "strict"})
 

@@ -212,13 +212,15 @@ def _read_response(body: bytes) -> _Said:
 def _read_response_stream(body: bytes) -> _Said:
     for data in events(body):
         event = _object(orjson.loads(data))
-        if event.get("type") == "response.completed":
+        if event.get("type") in ("response.completed", "response.incomplete"):
             return _said_in(_object(event.get("response")))
     raise _NoAnswer
 
 
 def _said_in(response: Mapping[str, Any]) -> _Said:
     """What the items of a whole response say; reasoning beside them is no part of the answer."""
+    if (response.get("incomplete_details") or {}).get("reason") == _FILTERED:
+        return "", _FILTERED, []
     if response.get("status") != "completed" or type(response.get("output")) is not list:
         raise _NoAnswer
     text, refusal = [], []

@@ -128,7 +128,7 @@ def prompt_fingerprint(request: ModelRequest, model: str) -> str:
 
 def _message_reason(message: dict[str, Any]) -> Reason | None:
     """Why a message is more, or other, than text."""
-    if not message.keys() <= _MESSAGE_KEYS:
+    if not {key for key, value in message.items() if value is not None} <= _MESSAGE_KEYS:
         return Reason.UNKNOWN_PARAMETER
     content = message.get("content")
     if type(content) is list and all(type(part) is dict for part in content):

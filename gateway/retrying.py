@@ -7,7 +7,7 @@ import time
 
 from gateway.errors import AnswerableError, InvalidRequest, UpstreamTimeout, UpstreamUnreachable
 from gateway.upstream import UpstreamAnswer, UpstreamCall
-from gateway.wire import parse_object
+from gateway.wire import intricate, parse_object
 
 # The statuses and times are those of the official Python client, openai/_base_client.py and _constants.py.
 _PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})
@@ -29,8 +29,11 @@ def is_repeatable(call: UpstreamCall) -> bool:
 def leaves_nothing(path: str, body: bytes) -> bool:
     """Whether an answer is all that comes of a call, and needs nothing that was kept of an earlier one.
 
-    A response is kept unless its call says `store: false`, a completion where it says `store: true`.
+    A response is kept unless its call says `store: false`, a completion where it says `store: true`. What would take
+    long to read is not read: it may be anything.
     """
+    if intricate(body):
+        return False
     try:
         asked = parse_object(body)
     except InvalidRequest:

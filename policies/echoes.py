@@ -7,6 +7,8 @@ from policies.types import Answer, Trace
 
 # Characters in a row that an answer and its input have in common: more than the words of a label's name.
 _QUOTED = 20
+# A label that stands for so many is no one person's: then the words are its name, or everybody's.
+_MANY = 20
 # Share of a label's traces that are quoted in it. Where it is less, the words are the label's and met by chance.
 _USUAL = 0.9
 
@@ -33,7 +35,7 @@ def echoing(
             continue
         seen[label] += 1
         quoted[label] += _share_words(answer.casefold(), text.casefold())
-    return {label for label, count in quoted.items() if count >= _USUAL * seen[label]}
+    return {label for label, count in quoted.items() if seen[label] < _MANY and count >= _USUAL * seen[label] > 0}
 
 
 def _share_words(answer: str, text: str) -> bool:

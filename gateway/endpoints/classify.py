@@ -1,12 +1,13 @@
 """`POST /{project}/classify`: one text in, one label out, without the shape of a chat."""
 
+from dataclasses import replace
 from typing import Any
 
 from gateway.answer import JSON, SURROGATE_MODEL
 from gateway.asgi import new_id, send_bytes, tracer_headers
 from gateway.asking import ask
 from gateway.control import Mode
-from gateway.decide import Decision
+from gateway.decide import Decision, Lane
 from gateway.encoding import encoded
 from gateway.endpoints.exchange import Endpoint, answer_json
 from gateway.errors import InvalidRequest, UpstreamUnreachable
@@ -37,12 +38,13 @@ class Classify(Endpoint):
         decision = await self.score(exchange, serving, text)
         if decision.label is not None and exchange.control.mode is Mode.SHADOW:
             decision = decision.put_off(Reason.ASKED)
+        if decision.label is None and exchange.control.mode is Mode.LOCAL:
+            decision = replace(decision, lane=Lane.NONE)
         self.count(project, decision)
         exchange.headers = tracer_headers(project, decision, call_id)
+        self.explain(exchange, decision, serving)
         request = None if decision.label is not None else self._question(project, text, body.get("messages"))
-        if request is not None and exchange.control.mode is Mode.LOCAL:
-            request = None
-        if request is None:
+        if request is None or decision.lane is Lane.NONE:
             model = SURROGATE_MODEL if decision.label is not None else None
             await answer_json(exchange, _answer(decision, serving.said(decision.label), model, body))
             return

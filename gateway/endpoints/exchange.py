@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.access import Caller
 from gateway.asgi import LOCAL_HEADERS, Headers, header, read_body, send_error, send_json
-from gateway.control import Mode, read_control
+from gateway.control import Mode, explanation, read_control
 from gateway.decide import Decision, deferred
 from gateway.errors import AnswerableError, ClientGone, ProjectNotAllowed, UnknownProject, UnsupportedEncoding
 from gateway.exchange import Exchange
@@ -86,6 +86,13 @@ class Endpoint(ABC):
         if flaw is not None or serving.policy is None:
             return flaw or serving.reason
         return Reason.ASKED if exchange.control.mode is Mode.TEACHER else None
+
+    def explain(self, exchange: Exchange, decision: Decision, serving: Serving) -> None:
+        """Add the explanation that the caller asked for, if it did."""
+        control = exchange.control
+        if control.explain:
+            told = explanation(decision, serving, control.agreement)
+            exchange.headers = [*exchange.headers, (b"x-tracer-explain", told)]
 
     def count(self, project: str, decision: Decision) -> None:
         """Count a project's call under its lane and reason."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 from gateway.answer import SURROGATE_MODEL
 from gateway.arguments import Writer, write_arguments
 from gateway.asgi import RELAYED_HEADERS, new_id, tracer_headers
-from gateway.control import Control, Mode, explanation
+from gateway.control import Control, Mode
 from gateway.decide import Decision, Lane, deferred
 from gateway.endpoints.passthrough import Relaying
 from gateway.errors import AnswerableError, InvalidRequest, KeptLocal, ModelNotAllowed
@@ -102,8 +102,7 @@ class ModelEndpoint(Relaying):
             decision = replace(decision, lane=Lane.NONE)
         self.count(found.project, decision)
         exchange.headers = tracer_headers(found.project, decision, call.id)
-        if control.explain:
-            exchange.headers.append((b"x-tracer-explain", explanation(decision, serving, control.agreement)))
+        self.explain(exchange, decision, serving)
         if decision.label is not None and call.reply is not None:
             # OpenAI's clients show it as the answer's `request_id`; a forwarded answer brings the upstream's own.
             exchange.headers.append((b"x-request-id", b"req_" + call.id.encode()))

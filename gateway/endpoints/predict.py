@@ -37,6 +37,7 @@ class Predict(Endpoint):
         decision = _shown(exchange, await self._decide(exchange, serving, value))
         self.count(project, decision)
         exchange.headers = tracer_headers(project, decision, new_id())
+        self.explain(exchange, decision, serving)
         score = 0.0 if decision.accept_score is None else decision.accept_score
         label = serving.said(decision.label)
         answer = {"label": label, "decision": decision.word, "accept_score": score, "stage": decision.stage}

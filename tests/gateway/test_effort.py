@@ -39,6 +39,14 @@ _HOURS: dict[str, dict[str, Any]] = {
         "$ref": "#/$defs/a",
         "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"anyOf": [{"$ref": "#/$defs/a"}]}},
     },
+    "a reference read at two depths": {
+        "$ref": "#/$defs/B",
+        "$defs": {
+            "B": {"properties": {"x": {"$ref": "#/$defs/A"}}, "allOf": [{"$ref": "#/$defs/A"}]},
+            "A": {"$ref": "#/$defs/B"},
+        },
+    },
+    "a property named like a keyword": {"dependentSchemas": {"items": {"$ref": "#"}}},
     "references by anchor": {"$ref": "#a", "$defs": {"a": {"$anchor": "a", "type": "object"}}},
     "references from an inner id": {"$id": "urn:a", "allOf": [{"$id": "urn:b", "$ref": "#/$defs/c"}]},
     "unevaluated properties": _nested(40, lambda schema: {"allOf": [schema], "unevaluatedProperties": False}),

@@ -381,10 +381,26 @@ def test_the_headers_hold_for_the_decision_servers_calls(
         ("predict", {"input": known.input, "project": "text"}),
     ]
     for path, body in calls:
-        answer = httpx.post(f"{gateway.url}/{path}", json=body, headers=headers)
+        answer = httpx.post(f"{gateway.url}/{path}", json=body, headers=headers | {"x-tracer-explain": "1"})
         assert (answer.headers["x-tracer-decision"], answer.headers["x-tracer-reason"]) == ("deferred", reason)
+        assert json.loads(answer.headers["x-tracer-explain"])["would_answer"] == (mode == "shadow")
     batch = {"inputs": [known.input] * 20, "project": "text"}
     assert httpx.post(f"{gateway.url}/predict_batch", json=batch, headers=headers).json()["handled"] == [False] * 20
+
+
+def test_a_local_classification_asks_nobody(gateway: ThreadedGateway, teacher: ScriptedTeacher) -> None:
+    """Its label is null, and no lane has answered."""
+    body = {"input": "zzz unheard of qqq", "messages": [{"role": "user", "content": "zzz"}]}
+    answer = httpx.post(f"{gateway.url}/text/classify", json=body, headers={"x-tracer-mode": "local"})
+    assert (answer.status_code, answer.json()["label"], answer.headers["x-tracer-lane"]) == (200, None, "none")
+    assert teacher.calls == []
+
+
+def test_a_long_list_in_a_text_is_still_a_text(gateway: ThreadedGateway, teacher: ScriptedTeacher) -> None:
+    """What stands in strings is not counted: the call is its project's, and the teacher is asked by its own name."""
+    answer = _chat(gateway, "text", "1,2,3\n" * 60_000)
+    assert (answer.headers["x-tracer-project"], answer.headers["x-tracer-reason"]) == ("text", "too_long")
+    assert teacher.chat_calls[0].json["model"] == "big"
 
 
 def test_a_body_that_takes_long_to_read_is_relayed_unread(gateway: ThreadedGateway, teacher: ScriptedTeacher) -> None:
@@ -403,10 +419,12 @@ def test_what_the_client_forced_is_not_the_teachers_decision(
     headers = {"x-tracer-mode": "teacher"}
     for choice in (named, "none"):
         _chat(gateway, "fixed", known.input, tools=TOOLS, tool_choice=choice, headers=headers)
+    assert len(teacher.chat_calls) == 2
+    _chat(gateway, "text", known.input, tool_choice="none", headers=headers)  # there is nothing that it could forbid
     only = [tool for tool in TOOLS if tool["function"]["name"] == "loan"]  # type: ignore[index]
     _chat(gateway, "fixed", known.input, tools=only, tool_choice=named, headers=headers)
-    assert len(teacher.chat_calls) == 3
-    assert len(_stored(gateway)) == 1
+    assert len(teacher.chat_calls) == 4
+    assert [trace.project for trace in _stored(gateway)] == ["text", "fixed"]
 
 
 def test_a_response_that_would_be_kept_by_default_may_be_forwarded(

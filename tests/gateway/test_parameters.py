@@ -1,9 +1,10 @@
 """Which request parameters a local answer honours, and the named reason for each that it does not."""
 
 import json
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 
 from gateway.parameters import flaw
 from gateway.wire import parse_chat, parse_decisions, parse_responses
@@ -179,9 +180,27 @@ def test_one_choice_or_predicate_is_a_question_for_a_policy(questions: Any, reas
         (b'"n":2,"n":1', "unsupported"),
         (b'"n":2,"\\u006e":1', "unsupported"),
         (b'"user":"a","metadata":{"user":"b"}', None),
+        (b'"metadata":{"a":"1","a":"2"}', "unsupported"),
+        (b'"metadata":{"a":"\\u0022","a":"2"}', "unsupported"),
         (b'"user":"\\u0041"', None),
     ],
 )
 def test_a_parameter_given_twice_is_the_teachers_to_read(fields: bytes, reason: str | None) -> None:
     """Which of the two counts is the server's choice; the same name further in is another."""
     assert flaw(parse_chat(b'{"model":"m","messages":[{"role":"user","content":"a"}],%b}' % fields)) == reason
+
+
+def test_the_words_of_parameters_are_those_of_the_official_client() -> None:
+    """A word that it knows and the gateway does not would defer every call that says it."""
+    params = get_type_hints(CompletionCreateParamsNonStreaming)
+    for key in ("reasoning_effort", "verbosity", "service_tier", "prompt_cache_retention"):
+        words = {word for word in _literals(params[key]) if isinstance(word, str)}
+        assert words
+        for word in words:
+            assert _chat(**{key: word}) is None, (key, word)
+
+
+def _literals(annotation: Any) -> set[Any]:
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    return set().union(*(_literals(inner) for inner in get_args(annotation)))

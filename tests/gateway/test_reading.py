@@ -69,6 +69,15 @@ def test_a_tool_call_is_read_with_its_arguments_as_written(finish: str) -> None:
     assert _read(JSON, json.dumps(body).encode()) == CALL
 
 
+def test_a_filtered_response_is_read_as_other() -> None:
+    """Whole or streamed, as in chat."""
+    filtered = {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}, "output": []}
+    expected = Answer("content_filter", AnswerKind.OTHER)
+    assert _read(JSON, json.dumps(filtered).encode(), Surface.RESPONSES) == expected
+    event = {"type": "response.incomplete", "response": filtered}
+    assert _read(SSE, b"data: " + json.dumps(event).encode() + b"\n\n", Surface.RESPONSES) == expected
+
+
 @pytest.mark.parametrize(
     ("output", "answer"),
     [

@@ -8,7 +8,7 @@ import pytest
 from gateway.errors import UnknownProject
 from gateway.recognise import Recognised, Recogniser, instructions, prompt_fingerprint
 from gateway.settings import build_settings
-from gateway.wire import ModelRequest, parse_chat
+from gateway.wire import ModelRequest, parse_chat, parse_responses
 from policies.types import Reason
 
 SYSTEM = {"role": "system", "content": "Sort it."}
@@ -111,6 +111,14 @@ def test_earlier_turns_are_ignored_where_the_project_says_so() -> None:
     """`multi_turn: last_user_message`."""
     request = _request(SYSTEM, USER, {"role": "assistant", "content": "ok"}, {"role": "user", "content": "and now?"})
     assert _found(request, multi_turn="last_user_message") == Recognised("bank", "and now?")
+
+
+def test_fields_that_say_nothing_are_no_fields() -> None:
+    """A dumped message has nulls, an input item of /v1/responses its own id and status."""
+    assert _found(_request({**USER, "tool_calls": None, "name": None})) == Recognised("bank", "where is my card?")
+    item = {"type": "message", "id": "msg_1", "status": "completed", **USER}
+    request = parse_responses(json.dumps({"model": "tracer/bank", "input": [item]}).encode())
+    assert _found(request) == Recognised("bank", "where is my card?")
 
 
 def test_text_parts_are_joined() -> None:

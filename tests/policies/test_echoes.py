@@ -39,3 +39,10 @@ def test_arguments_that_quote_are_echoes_where_they_are_given() -> None:
     assert echoing([trace], ["search"], [trace.input], given) == {"search"}
     assert echoing([trace], ["search"], [None], given) == set()
     assert echoing([trace], ["search"], [trace.input], {"search": Answer("search", AnswerKind.TOOL)}) == set()
+
+
+def test_a_label_of_many_traces_is_no_echo() -> None:
+    """Its name stands in its inputs: a queue, a form's field, a list of the choices."""
+    label = "Billing and Payments Department"
+    assert _echoing(*((f"[Queue: {label}] request number {i}", label) for i in range(20))) == set()
+    assert _echoing((f"[Queue: {label}] once", label)) == {label}
