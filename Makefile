@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/tracer demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -m 'not guarantee'
+	$(BIN)/python -m pytest -q -m 'not guarantee' -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
