@@ -100,11 +100,16 @@ class Access:
         """`upstream` answered a chat, responses or decisions call of `caller` with `status`."""
 
 
+# What browsers say of the page that calls; with their User-Agent, which all of them begin alike.
+_OF_PAGES = frozenset({b"origin", b"sec-fetch-site"})
+
+
 class OpenAccess(Access):
     """Mode `none`: everybody who reaches the port, which is this machine's own, by a name that is its own.
 
     A web page can give its own name the address 127.0.0.1 (DNS rebinding) and is then, to the browser, of the same
-    origin as the gateway: it could read the answers. The name gives it away.
+    origin as the gateway: it could read the answers. The name gives it away. What is no browser may call the gateway by
+    any name: it could say any.
     """
 
     def __init__(self, settings: AccessSettings) -> None:
@@ -112,7 +117,11 @@ class OpenAccess(Access):
         self._allows = lru_cache(_MOST_HOSTS)(self._judge)
 
     def enter(self, scope: Scope) -> Caller:
-        """Anybody. Raises HostNotAllowed; a call without Host is no browser's."""
+        """Anybody. Raises HostNotAllowed where a browser calls by a name from elsewhere."""
+        if not any(
+            name in _OF_PAGES or (name == b"user-agent" and b"Mozilla/" in value) for name, value in scope["headers"]
+        ):
+            return ANYBODY
         for name, value in scope["headers"]:
             if name == b"host" and not self._allows(value):
                 shown = value.decode("latin-1")[:_LONGEST_HOST]

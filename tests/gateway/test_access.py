@@ -474,8 +474,12 @@ def test_a_batch_has_a_limit(tmp_path: Path, policy_folder: Path, teacher: Scrip
 # By which name the gateway is called.
 
 
+BROWSER = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36"
+
+
 def _as(gateway: ThreadedGateway, host: str, path: str = "/predict") -> httpx.Response:
-    return httpx.post(gateway.url + path, json={"input": "a", "project": "bank"}, headers={"host": host})
+    headers = {"host": host, "user-agent": BROWSER}
+    return httpx.post(gateway.url + path, json={"input": "a", "project": "bank"}, headers=headers)
 
 
 @pytest.fixture
@@ -500,19 +504,26 @@ def test_this_machine_is_called_by_its_own_names(open_one: ThreadedGateway, host
 def test_a_name_from_elsewhere_is_refused(open_one: ThreadedGateway, teacher: ScriptedTeacher, host: str) -> None:
     """A page whose own name leads here (DNS rebinding) reads nothing, on any surface."""
     for method, path, body in SURFACES:
-        answer = httpx.request(method, open_one.url + path, json=body, headers={"host": host})
-        assert answer.status_code == 403
-        error = answer.json()["error"]
-        assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "host_not_allowed", None)
+        for browser in ({"user-agent": BROWSER}, {"origin": f"http://{host}"}, {"sec-fetch-site": "same-origin"}):
+            answer = httpx.request(method, open_one.url + path, json=body, headers={"host": host, **browser})
+            assert answer.status_code == 403
+            error = answer.json()["error"]
+            assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "host_not_allowed", None)
     assert teacher.calls == []
+
+
+def test_what_is_no_browser_may_use_any_name(open_one: ThreadedGateway) -> None:
+    """An alias in /etc/hosts, a tunnel, a test: it could say any name, and has no page that would read along."""
+    answer = httpx.post(f"{open_one.url}/predict", json={"input": "a", "project": "bank"}, headers={"host": "gateway"})
+    assert answer.status_code == 200
 
 
 def test_a_call_without_a_name_is_no_browsers(open_one: ThreadedGateway) -> None:
     """HTTP/1.0 has none; a second name counts like the first."""
     port = int(open_one.url.rpartition(":")[2])
     for head, status in (
-        (b"GET /v1/models HTTP/1.0\r\n\r\n", b"200"),
-        (b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", b"40"),
+        (b"GET /v1/models HTTP/1.0\r\nUser-Agent: Mozilla/5.0\r\n\r\n", b"200"),
+        (b"GET /v1/models HTTP/1.1\r\nOrigin: a\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", b"40"),
     ):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.settimeout(5)
