@@ -13,7 +13,7 @@ import jsonschema_rs
 import orjson
 
 from gateway.effort import PATTERN_BYTES, affordable
-from gateway.wire import ModelRequest, Surface
+from gateway.wire import ModelRequest
 from policies.types import Answer, AnswerKind, Reason
 
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
@@ -39,7 +39,6 @@ class Wanted:
     JSON schema of the response format; `as_json` says that any JSON object will do.
     """
 
-    surface: Surface
     tools: Mapping[str, Any]
     choice: Choice
     named: str | None
@@ -72,7 +71,7 @@ def wanted(request: ModelRequest) -> Wanted:
     kind = given.get("type")
     schema = given.get("json_schema", given).get("schema") if kind == "json_schema" else None
     limits = [body[key] for key in _LIMITS if body.get(key) is not None]
-    return Wanted(request.surface, tools, choice, named, schema, kind == "json_object", min(limits) if limits else None)
+    return Wanted(tools, choice, named, schema, kind == "json_object", min(limits) if limits else None)
 
 
 def misfit(answer: Answer, wanted: Wanted) -> Reason | None:
