@@ -7,7 +7,6 @@ from gateway.encoding import encoded
 from policies.types import Answer, AnswerKind
 
 SURROGATE_MODEL = "tracer_surrogate"
-JSON = b"application/json"
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 NO_CACHE = (b"cache-control", b"no-cache")
 

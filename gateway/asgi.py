@@ -7,7 +7,7 @@ from typing import Any
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.decide import Decision
-from gateway.encoding import encoded
+from gateway.encoding import JSON, encoded
 from gateway.errors import AnswerableError, BodyTooLarge, ClientGone, RequestTimeout
 
 Headers = list[tuple[bytes, bytes]]
@@ -32,7 +32,6 @@ LOCAL_HEADERS = _headers(_NONE, _NONE)
 RELAYED_HEADERS = _headers(b"teacher", b"deferred")
 # A generator of our own: the module's may be seeded by whatever else runs in the process, and ids then come again.
 _IDS = random.Random()  # noqa: S311 - unique, not secret
-_JSON_TYPE = b"application/json"
 
 
 def new_id() -> str:
@@ -116,9 +115,9 @@ async def send_bytes(send: Send, status: int, content_type: bytes, body: bytes, 
 
 async def send_json(send: Send, value: Any, headers: Headers = LOCAL_HEADERS, status: int = 200) -> None:
     """One JSON answer."""
-    await send_bytes(send, status, _JSON_TYPE, encoded(value), headers)
+    await send_bytes(send, status, JSON, encoded(value), headers)
 
 
 async def send_error(send: Send, error: AnswerableError, headers: Headers = LOCAL_HEADERS) -> None:
     """An error in OpenAI's shape."""
-    await send_bytes(send, error.status, _JSON_TYPE, error.body(), [*error.headers, *headers])
+    await send_bytes(send, error.status, JSON, error.body(), [*error.headers, *headers])

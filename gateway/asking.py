@@ -2,13 +2,12 @@
 
 from starlette.types import Message
 
+from gateway.encoding import JSON
 from gateway.exchange import Exchange
 from gateway.relay import Client, Outcome, forward
 from gateway.services import Services
 from gateway.upstream import Upstream, UpstreamCall
 from gateway.wire import Surface
-
-_JSON = b"application/json"
 
 
 async def ask(services: Services, exchange: Exchange, upstream: Upstream, surface: Surface, body: bytes) -> Outcome:
@@ -16,7 +15,7 @@ async def ask(services: Services, exchange: Exchange, upstream: Upstream, surfac
     # Of the client's headers only what says who asks belongs to a call whose body is ours.
     account = services.settings.access.account_headers
     kept = [(name, value) for name, value in exchange.scope["headers"] if name in account]
-    headers = [(b"content-type", _JSON), (b"accept", _JSON), *kept]
+    headers = [(b"content-type", JSON), (b"accept", JSON), *kept]
     call = UpstreamCall("POST", surface, b"", headers, body)
     client = Client(exchange.receive, _discard)
     outcome = await forward(upstream, call, client, [], services.metrics, services.places, copied=True, whole=True)

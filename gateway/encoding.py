@@ -7,6 +7,8 @@ import orjson
 
 from gateway.errors import InvalidRequest
 
+JSON = b"application/json"
+
 
 def encoded(value: Any) -> bytes:
     """The value as JSON.

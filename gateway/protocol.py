@@ -13,6 +13,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.asgi import LOCAL_HEADERS
+from gateway.encoding import JSON
 from gateway.errors import AnswerableError, HeadTooLarge, InvalidHttp, RequestTimeout
 
 HEAD_BYTES = 65_536
@@ -133,7 +134,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self._answering():
             body = error.body()
             headers: list[tuple[bytes, bytes]] = [
-                (b"content-type", b"application/json"),
+                (b"content-type", JSON),
                 (b"content-length", b"%d" % len(body)),
                 (b"connection", b"close"),
                 *LOCAL_HEADERS,

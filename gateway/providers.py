@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from gateway.encoding import JSON
 from gateway.errors import InvalidRequest, NotFound, UpstreamBroken
 from gateway.headers import forwarded
 from gateway.provider_errors import answered
@@ -20,7 +21,7 @@ from gateway.upstream import Origin, UpstreamAnswer, UpstreamCall
 from gateway.wire import parse_object
 
 _CHAT = "/chat/completions"
-_JSON = (b"content-type", b"application/json")
+_JSON = (b"content-type", JSON)
 _EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 # litellm takes its own settings (api_base, api_key, mock_response, ...) as arguments beside OpenAI's. Only these come

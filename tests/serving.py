@@ -1,6 +1,7 @@
 """A gateway on a real socket: in a thread for most tests, as a process where signals and start-up matter."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -18,6 +19,8 @@ from gateway.app import create_app
 from gateway.server import server_config
 from gateway.services import Services
 from gateway.settings import Settings, build_settings
+from policies.store import Store
+from policies.types import StoredTrace
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,6 +67,12 @@ class ThreadedGateway:
     def tasks(self) -> int:
         """How many tasks its event loop has."""
         return len(asyncio.all_tasks(self._server.loop))
+
+    def stored(self) -> list[StoredTrace]:
+        """Stop, and read what has been learned."""
+        self.stop()
+        with contextlib.closing(Store.open(self.services.settings.store.url)) as store:
+            return list(store.traces(training_only=False))
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample, 0 where there is none."""

@@ -1,7 +1,8 @@
 """`POST /v1/chat/completions`."""
 
-from gateway.answer import EVENT_STREAM, JSON, NO_CACHE, NO_USAGE, Envelope, render, render_stream
+from gateway.answer import EVENT_STREAM, NO_CACHE, NO_USAGE, Envelope, render, render_stream
 from gateway.asgi import send_bytes
+from gateway.encoding import JSON
 from gateway.endpoints.model import LocalCall, ModelEndpoint
 from gateway.exchange import Exchange
 from gateway.wire import ModelRequest, Surface, parse_chat

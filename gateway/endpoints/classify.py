@@ -3,12 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
-from gateway.answer import JSON, SURROGATE_MODEL
+from gateway.answer import SURROGATE_MODEL
 from gateway.asgi import new_id, send_bytes, tracer_headers
 from gateway.asking import ask
 from gateway.control import Mode
 from gateway.decide import Decision, Lane
-from gateway.encoding import encoded
+from gateway.encoding import JSON, encoded
 from gateway.endpoints.exchange import Endpoint, answer_json
 from gateway.errors import InvalidRequest, UpstreamUnreachable
 from gateway.exchange import Exchange

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from gateway.answer import JSON
 from gateway.asgi import LOCAL_HEADERS, send_bytes
+from gateway.encoding import JSON
 from gateway.endpoints.exchange import Endpoint
 from gateway.exchange import Exchange
 from gateway.services import Services

@@ -1,7 +1,8 @@
 """`POST /v1/responses`."""
 
-from gateway.answer import EVENT_STREAM, JSON, NO_CACHE
+from gateway.answer import EVENT_STREAM, NO_CACHE
 from gateway.asgi import send_bytes
+from gateway.encoding import JSON
 from gateway.endpoints.model import LocalCall, ModelEndpoint
 from gateway.exchange import Exchange
 from gateway.response import render_response, render_response_stream

@@ -10,8 +10,7 @@ import httpx
 import pytest
 
 from gateway.decide import Decision
-from policies.store import Store
-from policies.types import AnswerKind, StoredTrace
+from policies.types import AnswerKind
 from tests.scripted_teacher import ScriptedTeacher
 from tests.serving import ThreadedGateway, make_settings
 
@@ -42,16 +41,6 @@ def _chat(gateway: ThreadedGateway, text: Any, model: str = "tracer/bank", **fie
     )
 
 
-def _stored(gateway: ThreadedGateway) -> list[StoredTrace]:
-    """Stops the gateway and reads what it has learned."""
-    gateway.stop()
-    store = Store.open(gateway.services.settings.store.url)
-    try:
-        return list(store.traces(training_only=False))
-    finally:
-        store.close()
-
-
 def test_a_certain_call_is_handled_without_the_teacher(
     gateway: ThreadedGateway, teacher: ScriptedTeacher, handled_text: str
 ) -> None:
@@ -68,7 +57,7 @@ def test_a_certain_call_is_handled_without_the_teacher(
     assert headers["x-tracer-reason"] == "none"
     assert answer.json()["id"] == f"chatcmpl-{headers['x-tracer-id']}"
     assert teacher.calls == []
-    assert _stored(gateway) == []
+    assert gateway.stored() == []
 
 
 def test_an_uncertain_call_is_the_teachers(
@@ -101,7 +90,7 @@ def test_a_forwarded_call_becomes_a_trace(
 ) -> None:
     """Input, label, where it came from and why; its id is the one in the header."""
     answer = _chat(gateway, deferred_text)
-    (trace,) = _stored(gateway)
+    (trace,) = gateway.stored()
     assert (trace.project, trace.input, trace.teacher) == ("bank", deferred_text, teacher.label_of(deferred_text))
     assert trace.id == answer.headers["x-tracer-id"]
     assert (trace.upstream, trace.teacher_model) == ("teacher", "gpt-teacher")
@@ -121,7 +110,7 @@ def test_whether_learning_is_allowed_is_the_upstreams_setting(
     settings = make_settings(tmp_path, {"projects": projects, "upstreams": upstreams}, teacher.url)
     with ThreadedGateway(settings) as gateway:
         _chat(gateway, deferred_text, "tracer/new")
-        assert [trace.training_allowed for trace in _stored(gateway)] == [False]
+        assert [trace.training_allowed for trace in gateway.stored()] == [False]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +150,7 @@ def test_a_conversation_and_a_foreign_parameter_defer_and_are_not_learned(
     ]
     assert _chat(gateway, None, messages=turns).headers["x-tracer-reason"] == "conversation"
     assert _chat(gateway, handled_text, n=2).headers["x-tracer-reason"] == "n"
-    assert _stored(gateway) == []
+    assert gateway.stored() == []
 
 
 def test_scoring_that_raises_ends_in_a_forward(
@@ -211,7 +200,7 @@ def test_a_project_may_have_an_upstream_of_its_own(
             for model in ("tracer/own", "tracer/default", "gpt-4o"):
                 assert _chat(gateway, deferred_text, model).status_code == 200
             assert (len(other.calls), len(teacher.calls)) == (1, 2)
-            assert {trace.project: trace.upstream for trace in _stored(gateway)} == {
+            assert {trace.project: trace.upstream for trace in gateway.stored()} == {
                 "own": "other",
                 "default": "teacher",
             }
@@ -224,7 +213,7 @@ def test_a_call_of_no_project_is_relayed(gateway: ThreadedGateway, teacher: Scri
     assert (answer.headers["x-tracer-lane"], answer.headers["x-tracer-decision"]) == ("teacher", "deferred")
     assert [answer.headers[f"x-tracer-{name}"] for name in ("score", "reason", "policy", "project")] == ["none"] * 4
     assert len(teacher.calls) == 1
-    assert _stored(gateway) == []
+    assert gateway.stored() == []
 
 
 def test_a_project_without_a_teacher_model_says_so(gateway: ThreadedGateway, deferred_text: str) -> None:
@@ -306,7 +295,7 @@ def test_a_forwarded_stream_is_learned_when_it_is_whole(
     answer = _chat(gateway, deferred_text, stream=True)
     assert answer.text.count("data: ") == 5
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert [trace.teacher for trace in _stored(gateway)] == [teacher.label_of(deferred_text)]
+    assert [trace.teacher for trace in gateway.stored()] == [teacher.label_of(deferred_text)]
 
 
 @pytest.mark.parametrize("script", ["gzip", "deflate"])
@@ -318,7 +307,7 @@ def test_a_compressed_answer_is_relayed_compressed_and_learned(
     answer = _chat(gateway, deferred_text)
     assert answer.headers["content-encoding"] == script
     assert answer.json()["choices"][0]["message"]["content"] == teacher.label_of(deferred_text)
-    assert len(_stored(gateway)) == 1
+    assert len(gateway.stored()) == 1
 
 
 @pytest.mark.parametrize(
@@ -347,7 +336,7 @@ def test_what_is_no_complete_answer_is_relayed_and_not_learned(
         json={"model": "tracer/bank", "messages": [{"role": "user", "content": deferred_text}]},
     ) as answer:
         assert len(list(answer.iter_raw())) >= (0 if script == "redirect" else 1)
-    assert _stored(gateway) == []
+    assert gateway.stored() == []
 
 
 @pytest.mark.parametrize(
@@ -370,7 +359,7 @@ def test_whole_answers_that_are_no_text_are_recorded_as_what_they_are(
     """A certificate that left them out would promise too much."""
     teacher.script = script
     _chat(gateway, deferred_text)
-    (trace,) = _stored(gateway)
+    (trace,) = gateway.stored()
     assert (trace.kind, trace.teacher, trace.arguments) == (kind, said, arguments)
 
 

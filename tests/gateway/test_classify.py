@@ -7,8 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from policies.store import Store
-from policies.types import AnswerKind, StoredTrace
+from policies.types import AnswerKind
 from tests.scripted_teacher import ScriptedTeacher
 from tests.serving import ThreadedGateway, make_settings
 
@@ -25,15 +24,6 @@ def gateway(tmp_path: Path, policy_folder: Path, teacher: ScriptedTeacher) -> It
 def _classify(gateway: ThreadedGateway, text: Any, project: str = "bank", **fields: Any) -> httpx.Response:
     headers = {"authorization": "Bearer sk-client", "x-mine": "1"}
     return httpx.post(f"{gateway.url}/{project}/classify", json={"input": text} | fields, headers=headers)
-
-
-def _stored(gateway: ThreadedGateway) -> list[StoredTrace]:
-    gateway.stop()
-    store = Store.open(gateway.services.settings.store.url)
-    try:
-        return list(store.traces())
-    finally:
-        store.close()
 
 
 def test_a_handled_call_has_the_surrogates_label(
@@ -72,7 +62,7 @@ def test_a_deferred_call_asks_the_teacher_with_the_projects_prompt(
     assert call.json["messages"] == [{"role": "system", "content": "Sort."}, {"role": "user", "content": deferred_text}]
     assert call.header("authorization") == "Bearer sk-client"
     assert call.header("x-mine") is None
-    (trace,) = _stored(gateway)
+    (trace,) = gateway.stored()
     assert (trace.input, trace.teacher, trace.id) == (deferred_text, label, answer.headers["x-tracer-id"])
 
 
@@ -86,7 +76,7 @@ def test_the_request_may_bring_its_own_messages(
         _classify(gateway, deferred_text, "silent", messages=messages).json()["label"]
         == f"label of Sort: {deferred_text}"
     )
-    assert [trace.input for trace in _stored(gateway)] == [deferred_text]
+    assert [trace.input for trace in gateway.stored()] == [deferred_text]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +119,7 @@ def test_an_answer_that_is_no_label_leaves_it_null(
     """A refusal is not a label; it is recorded as what it is."""
     teacher.script = "refusal"
     assert _classify(gateway, deferred_text).json()["label"] is None
-    assert [trace.kind for trace in _stored(gateway)] == [AnswerKind.OTHER]
+    assert [trace.kind for trace in gateway.stored()] == [AnswerKind.OTHER]
 
 
 @pytest.mark.parametrize(
@@ -144,14 +134,14 @@ def test_the_teachers_failure_is_passed_on(
     assert answer.status_code == status
     assert "error" in answer.json()
     assert answer.headers["x-tracer-project"] == "bank"
-    assert _stored(gateway) == []
+    assert gateway.stored() == []
 
 
 def test_an_input_no_policy_reads_is_not_learned(gateway: ThreadedGateway, teacher: ScriptedTeacher) -> None:
     """The teacher is asked all the same."""
     assert _classify(gateway, " ", explain=True).json()["reason"] == "empty"
     assert len(teacher.calls) == 1
-    assert _stored(gateway) == []
+    assert gateway.stored() == []
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from starlette.types import Receive, Send
 from policies.fitting import fit_policy
 from policies.policy import Policy
 from policies.settings import FitConfig
-from policies.store import Store
-from policies.types import AnswerKind, StoredTrace, Trace
+from policies.types import AnswerKind, Trace
 from tests.scripted_teacher import BEHAVIOURS, JSON, Call, ScriptedTeacher, completion
 from tests.serving import ThreadedGateway, make_settings
 from tests.traces_maker import LABELS, make_traces
@@ -90,16 +89,6 @@ def _chat(gateway: ThreadedGateway, project: str, text: str, **fields: Any) -> h
 
 def _post(gateway: ThreadedGateway, path: str, **body: Any) -> httpx.Response:
     return httpx.post(f"{gateway.base_url}/{path}", json=body)
-
-
-def _stored(gateway: ThreadedGateway) -> list[StoredTrace]:
-    """Stops the gateway and reads what it has learned."""
-    gateway.stop()
-    store = Store.open(gateway.services.settings.store.url)
-    try:
-        return list(store.traces(training_only=False))
-    finally:
-        store.close()
 
 
 def test_json_is_answered_in_the_teachers_own_formatting(
@@ -208,7 +197,7 @@ def test_arguments_are_written_by_an_llm_that_sees_one_tool(
         assert said["message"]["tool_calls"][0]["function"]["arguments"] == '{"number": 42}'
         assert (said["finish_reason"], answer.json()["model"]) == ("tool_calls", model)
         assert answer.json()["usage"]["total_tokens"] == 11
-    assert _stored(gateway) == []
+    assert gateway.stored() == []
 
 
 @pytest.mark.parametrize("arguments", ['{"number": "many"}', "{", "[]", ""])
@@ -222,7 +211,7 @@ def test_arguments_that_do_not_fit_bring_the_whole_call_to_the_teacher(
     assert answer.json()["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == '{"number": 1}'
     first, second = writing.chat_calls
     assert (first.json["model"], second.json["model"], len(second.json["tools"])) == ("small", "big", len(TOOLS))
-    (trace,) = _stored(gateway)
+    (trace,) = gateway.stored()
     assert (trace.kind, trace.teacher, trace.arguments) == (AnswerKind.TOOL, known.teacher, '{"number": 1}')
 
 
@@ -261,14 +250,14 @@ def test_a_forwarded_response_becomes_a_trace(gateway: ThreadedGateway, teacher:
     assert teacher.calls[0].json == body | {"model": "big"}
     said = answer.json()["output"][0]["content"][0]["text"]
     # What is to be stored at the provider is a call that no policy reads: nothing to learn from.
-    assert (said, _stored(gateway)) == (teacher.label_of(known.input), [])
+    assert (said, gateway.stored()) == (teacher.label_of(known.input), [])
 
 
 def test_a_deferred_response_is_learned(gateway: ThreadedGateway, teacher: ScriptedTeacher) -> None:
     """Whole or streamed."""
     for stream in (False, True):
         assert _post(gateway, "responses", model="tracer/text", input="qqq zzz", stream=stream).status_code == 200
-    traces = _stored(gateway)
+    traces = gateway.stored()
     assert {trace.input for trace in traces} == {"qqq zzz"}
     assert [trace.teacher for trace in traces] == [teacher.label_of("qqq zzz")] * 2
 
@@ -424,7 +413,7 @@ def test_what_the_client_forced_is_not_the_teachers_decision(
     only = [tool for tool in TOOLS if tool["function"]["name"] == "loan"]  # type: ignore[index]
     _chat(gateway, "fixed", known.input, tools=only, tool_choice=named, headers=headers)
     assert len(teacher.chat_calls) == 4
-    assert [trace.project for trace in _stored(gateway)] == ["text", "fixed"]
+    assert [trace.project for trace in gateway.stored()] == ["text", "fixed"]
 
 
 def test_a_response_that_would_be_kept_by_default_may_be_forwarded(
