@@ -78,10 +78,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _in_the_answer(error: BaseException) -> bool:
-    """Whether an answer was being read, not a request written. Where it was raised is all that tells the two apart."""
-    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    # The second is the name that all of litellm's providers have for it.
-    return any(code is httpx.Response.json.__code__ or code.co_name == "transform_response" for code in codes)
+    """Whether an answer was being read, not a request written: where it was raised, an answer was at hand."""
+    held = (value for frame, _ in traceback.walk_tb(error.__traceback__) for value in frame.f_locals.values())
+    return any(isinstance(value, httpx.Response) and value.is_success for value in held)
 
 
 def _refusal(error: Exception, status: int, response: httpx.Response | None) -> tuple[int, Headers, bytes]:

@@ -19,6 +19,7 @@ from openai.types.chat import (
 from openai.types.responses import (
     Response,
     ResponseFunctionCallArgumentsDeltaEvent,
+    ResponseFunctionCallArgumentsDoneEvent,
     ResponseTextDeltaEvent,
 )
 from openai.types.shared import ErrorObject
@@ -41,6 +42,8 @@ _UNTYPED: Mapping[type[BaseModel], frozenset[str]] = {
     ChatCompletionChunk: frozenset({"obfuscation"}),
     ResponseTextDeltaEvent: frozenset({"obfuscation"}),
     ResponseFunctionCallArgumentsDeltaEvent: frozenset({"obfuscation"}),
+    # Required by the types of openai 2, gone from those of 3: sent, for the sake of the clients that read it.
+    ResponseFunctionCallArgumentsDoneEvent: frozenset({"name"}),
 }
 
 
