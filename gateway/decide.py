@@ -5,10 +5,9 @@ import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from time import perf_counter
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +38,7 @@ class Lane(StrEnum):
     NONE = "none"  # nobody: the call was to stay here, and was deferred
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What happens to one call. `label` is the surrogate's where the call is handled, else None.
 
     `accept_score` is None where nothing was scored, `stage` is -1 where nothing was answered. `guess` is what the
@@ -63,11 +61,11 @@ class Decision:
 
     def put_off(self, reason: Reason) -> "Decision":
         """The same, deferred for a reason that has nothing to do with its score."""
-        return replace(self, lane=Lane.TEACHER, label=None, reason=reason, stage=-1)
+        return self._replace(lane=Lane.TEACHER, label=None, reason=reason, stage=-1)
 
     def completed_by(self, lane: Lane) -> "Decision":
         """The same label, with arguments that another lane writes."""
-        return replace(self, lane=lane, reason=Reason.ARGUMENTS)
+        return self._replace(lane=lane, reason=Reason.ARGUMENTS)
 
 
 class Decider:

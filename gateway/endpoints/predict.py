@@ -35,7 +35,7 @@ class Predict(Endpoint):
         key, given = _one_of(body, "embedding", "input")
         value = _text(given, key) if key == "input" else _rows([given], key, serving)[0]
         decision = _shown(exchange, await self._decide(exchange, serving, value))
-        self.count(project, decision)
+        self.count(project, decision.lane, decision.reason or "")
         exchange.headers = tracer_headers(project, decision, new_id())
         self.explain(exchange, decision, serving)
         score = 0.0 if decision.accept_score is None else decision.accept_score
@@ -82,7 +82,7 @@ class PredictBatch(Predict):
             decisions = self._decide_all(exchange, serving, key, given)
         decisions = [_shown(exchange, decision) for decision in decisions]
         for decision in decisions:
-            self.count(project, decision)
+            self.count(project, decision.lane, decision.reason or "")
         await answer_json(
             exchange,
             {
