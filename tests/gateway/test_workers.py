@@ -85,6 +85,19 @@ def is_running(pid: int) -> bool:
     return False
 
 
+def is_alive(connection: socket.socket) -> bool:
+    """Whether a kept connection still gets an answer."""
+    connection.settimeout(10)
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    received = b""
+    while not received.endswith(b'{"status":"ok"}'):
+        piece = connection.recv(65536)
+        if not piece:
+            return False
+        received += piece
+    return received.startswith(b"HTTP/1.1 200 OK")
+
+
 def refuses(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -168,7 +181,7 @@ def test_workers_share_the_connections_and_add_up_what_they_count(
 def test_a_killed_worker_is_replaced_and_nothing_that_was_counted_is_lost(
     gateway: Workers, label_teacher: ScriptedTeacher
 ) -> None:
-    """Calls of the other go on, new ones are answered meanwhile, totals only grow, and what was stored stays."""
+    """The other's calls go on, new ones are answered meanwhile and go on as well, totals stay, what was stored stays."""
     folder, killed = gateway.metrics_folder(), gateway.pids()[0]
     files = sorted(path.name for path in folder.iterdir())
     for number in range(25):
@@ -183,7 +196,12 @@ def test_a_killed_worker_is_replaced_and_nothing_that_was_counted_is_lost(
             assert done
             for number in range(25):
                 assert await asyncio.to_thread(gateway.ask, f"during {number}") == f"label of during {number}"
-            until(lambda: gateway.metric("tracer_workers") == 2)
+            with contextlib.ExitStack() as opened:
+                kept = [opened.enter_context(socket.create_connection(("127.0.0.1", gateway.port))) for _ in range(8)]
+                assert all(map(is_alive, kept))
+                until(lambda: gateway.metric("tracer_workers") == 2)
+                await asyncio.sleep(0.5)
+                assert all(map(is_alive, kept))
             label_teacher.released.set()
             return await asyncio.gather(*waiting.calls, return_exceptions=True)
 
