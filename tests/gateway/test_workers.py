@@ -181,7 +181,7 @@ def test_workers_share_the_connections_and_add_up_what_they_count(
 def test_a_killed_worker_is_replaced_and_nothing_that_was_counted_is_lost(
     gateway: Workers, label_teacher: ScriptedTeacher
 ) -> None:
-    """The other's calls go on, new ones are answered meanwhile and go on as well, totals stay, what was stored stays."""
+    """The other's calls go on, new ones are answered meanwhile and go on too, totals stay, what was stored stays."""
     folder, killed = gateway.metrics_folder(), gateway.pids()[0]
     files = sorted(path.name for path in folder.iterdir())
     for number in range(25):
@@ -235,7 +235,7 @@ def test_a_worker_that_is_told_to_leave_finishes_its_calls_and_is_replaced(
     left = gateway.pids()[1]
 
     async def leave() -> list[bool]:
-        async with InFlight(gateway, label_teacher, 12) as waiting:
+        async with InFlight(gateway, label_teacher, 16) as waiting:
             os.kill(left, signal.SIGTERM)
             await asyncio.to_thread(until, lambda: "worker 1 uvicorn.error: Waiting for connections" in gateway.log())
             for number in range(12):
@@ -244,10 +244,10 @@ def test_a_worker_that_is_told_to_leave_finishes_its_calls_and_is_replaced(
             label_teacher.released.set()
             return await asyncio.gather(*waiting.calls)
 
-    assert asyncio.run(leave()) == [True] * 12
+    assert asyncio.run(leave()) == [True] * 16
     until(lambda: gateway.metric("tracer_worker_restarts_total") == 1)
     assert gateway.terminate() == 0
-    assert len(gateway.stored()) == 24
+    assert len(gateway.stored()) == 28
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
