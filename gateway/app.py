@@ -25,6 +25,7 @@ from gateway.endpoints.responses import Responses
 from gateway.errors import AnswerableError, InternalError, MethodNotAllowed, NotFound
 from gateway.services import Services, build_services
 from gateway.settings import Settings
+from gateway.shared_metrics import MetricsFolder
 
 
 class Gateway(Starlette):
@@ -59,11 +60,15 @@ class Gateway(Starlette):
             raise
 
 
-def create_app(settings: Settings, environ: Mapping[str, str] = os.environ) -> Starlette:
-    """The gateway as an ASGI app; raises SettingsError. Nothing is opened before its lifespan starts."""
+def create_app(
+    settings: Settings, environ: Mapping[str, str] = os.environ, folder: MetricsFolder | None = None
+) -> Starlette:
+    """The gateway as an ASGI app; raises SettingsError. Nothing is opened before its lifespan starts.
+
+    `folder` is what this process counts in where it is one of several workers.
+    """
     check_access(settings)
-    services = build_services(settings, environ)
-    return Gateway(services)
+    return Gateway(build_services(settings, environ, folder))
 
 
 def _routes(services: Services) -> list[Route]:
@@ -93,6 +98,7 @@ async def _running(services: Services) -> AsyncIterator[None]:
         stack.push_async_callback(services.access.stop)
         await services.registry.start()
         stack.push_async_callback(services.registry.stop)
+        services.metrics.workers.set(1)
         yield
 
 
