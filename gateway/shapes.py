@@ -69,7 +69,6 @@ class _Known:
 
     def __init__(self, shape: Shape, before: bytes, after: bytes, named: str | None) -> None:
         self.shape, self.before, self.after, self.named = shape, before, after, named
-        self.ends = len(before) + len(after)
         self.used = False
 
 
@@ -92,7 +91,7 @@ class Shapes:
                     text: Any = orjson.loads(raw[len(known.before) : len(raw) - len(known.after)])
                 except orjson.JSONDecodeError:
                     continue
-                if type(text) is not str or len(raw) < known.ends:
+                if type(text) is not str:
                     continue
                 known.used = True
                 if index:
