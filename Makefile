@@ -40,7 +40,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/flywheel.py
 	$(BIN)/python bench/calibration.py
 
-# What a call costs, beside other gateways: Linux with wrk, nginx and node; installs the peers, takes half an hour.
+# What a call costs, beside other gateways: Linux with wrk, nginx and node; installs the peers, takes twenty minutes.
 peers: $(VENV)/.installed
 	$(BIN)/python bench/peers.py
 
