@@ -1,5 +1,6 @@
 """One HTTP request and its answer, as everything that serves it sees them."""
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
@@ -7,6 +8,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.access import ANYBODY, Caller
 from gateway.asgi import Headers, header
 from gateway.control import NO_CONTROL, Control
+from gateway.relay import Client
 
 
 @dataclass(slots=True)
@@ -19,6 +21,10 @@ class Exchange:
     headers: Headers
     caller: Caller = ANYBODY
     control: Control = NO_CONTROL
+
+    def watched(self) -> AbstractAsyncContextManager[None]:
+        """Cancels what runs inside when the client goes away, and raises ClientGone in its place."""
+        return Client(self.receive, self.send).watched()
 
     @property
     def encoded(self) -> bool:

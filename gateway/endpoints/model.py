@@ -10,7 +10,7 @@ from gateway.answer import SURROGATE_MODEL
 from gateway.arguments import Writer, write_arguments
 from gateway.asgi import RELAYED_HEADERS, new_id, tracer_headers
 from gateway.control import Control, Mode
-from gateway.decide import Decision, Lane, deferred
+from gateway.decide import Decision, Lane, Watched, deferred
 from gateway.endpoints.passthrough import Relaying
 from gateway.errors import AnswerableError, InvalidRequest, KeptLocal, ModelNotAllowed
 from gateway.exchange import Exchange
@@ -32,7 +32,8 @@ class LocalCall:
     """A project's call on its way through: `reply` is the answer it may be given, once there is one.
 
     `model` is who gives it, `usage` (JSON) what it cost where an LLM wrote a part of it; `wanted` is what it was
-    checked against, `chosen` a decision's label with the probability of each.
+    checked against, `chosen` a decision's label with the probability of each. `watched` ends what takes long when the
+    client goes away.
     """
 
     id: str
@@ -40,6 +41,7 @@ class LocalCall:
     found: Recognised
     control: Control
     serving: Serving
+    watched: Watched
     reply: Answer | None = None
     model: str = SURROGATE_MODEL
     usage: bytes | None = None
@@ -94,7 +96,7 @@ class ModelEndpoint(Relaying):
         if not exchange.caller.may_ask(project, request.model):
             raise ModelNotAllowed(f"This key may be used for the project {found.project!r} with its own model only.")
         serving = self.serving(found.project, exchange.caller)
-        call = LocalCall(new_id(), request, found, control, serving)
+        call = LocalCall(new_id(), request, found, control, serving, exchange.watched)
         decision = await self.decide(call)
         if decision.label is not None and call.reply is not None and _wants_arguments(call.reply):
             decision = await self._write_arguments(exchange, call, decision, call.reply)
@@ -133,7 +135,7 @@ class ModelEndpoint(Relaying):
             return deferred(serving, found.reason or Reason.NO_INPUT)
         if serving.policy is not None and control.mode is Mode.TEACHER:
             return deferred(serving, Reason.ASKED)
-        decision = await self.services.decider.decide(serving, found.text, control.agreement)
+        decision = await self.services.decider.decide(serving, found.text, control.agreement, call.watched)
         if decision.label is None or serving.policy is None:
             return decision
         reply = serving.policy.answers[decision.label]
