@@ -271,6 +271,6 @@ def _together(jobs: Sequence[_Job[Any]]) -> list[Any]:
 
 def _step_back() -> None:
     """Let the event loop's thread go before this one. Only Linux has niceness by thread."""
-    if sys.platform == "linux":
+    if sys.platform == "linux":  # where 0 is the calling thread
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -10,21 +11,15 @@ from gateway.metrics import Metrics
 from gateway.registry import Serving
 from gateway.settings import ServerSettings
 from policies.encoders import TransformerEncoder
-from policies.fitting import fit_policy
 from policies.policy import Policy
-from policies.settings import FitConfig
 from policies.types import Reason
-from tests.encoder_maker import make_encoder
 from tests.traces_maker import make_traces
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+def policy(cascade_folder: Path) -> Policy:
     """A certified cascade."""
-    folder = tmp_path_factory.mktemp("cascade")
-    features = f"lexical,static,transformer:{make_encoder(folder / 'encoder')}"
-    fit_policy(make_traces(1_500), folder / "policy", FitConfig(0.85, features=features))
-    loaded = Policy.load(folder / "policy")
+    loaded = Policy.load(cascade_folder)
     assert loaded.slow
     return loaded
 
