@@ -34,6 +34,9 @@ T = TypeVar("T")
 _ENDPOINT_THREADS = 4
 # Weight of the newest measurement of the time that scoring takes.
 _NEWEST = 0.2
+# A call is turned away where it is expected to wait more than this part of what it may wait: one that is taken in and
+# then dropped has waited in vain.
+_MARGIN = 0.5
 # The event loop goes first where there are fewer cores than threads. No more than that: a thread that hardly ever runs
 # could keep the interpreter's lock from the event loop.
 _NICENESS = 5
@@ -125,7 +128,7 @@ class Scorer:
             worker.join(max(0.0, deadline - perf_counter()))
 
     async def _answer(self, job: _Job[T]) -> T:
-        if not job.patient and self.expected_wait() > self._longest_wait:
+        if not job.patient and self.expected_wait() > _MARGIN * self._longest_wait:
             raise ScorersBusy
         self.pending += 1
         hired = len(self._workers)
