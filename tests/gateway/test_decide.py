@@ -69,3 +69,34 @@ def test_an_encoder_that_fails_ends_in_a_forward(policy: Policy, monkeypatch: py
     found = asyncio.run(Decider(ServerSettings(), metrics).decide(Serving(policy), _split(policy)[1][0]))
     assert (found.lane, found.reason) == (Lane.TEACHER, Reason.ERROR)
     assert metrics.internal_errors.labels("decide")._value.get() == 1
+
+
+def test_probabilities_need_the_encoder_only_where_the_decision_did(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the policy: at once for what a cheap stage has answered, else off the event loop, as decisions are."""
+    threads: list[int] = []
+    encode = TransformerEncoder.encode
+    settled, open_ = _split(policy)
+    decided = next(text for text in settled if policy.decide(text).handled)
+    expected = [policy.probabilities(text) for text in (decided, open_[0])]
+
+    def watched(self: TransformerEncoder, text: str) -> object:
+        threads.append(threading.get_ident())
+        return encode(self, text)
+
+    monkeypatch.setattr(TransformerEncoder, "encode", watched)
+
+    async def play() -> list[dict[str, float] | None]:
+        decider, serving = Decider(ServerSettings(), Metrics()), Serving(policy)
+        stage = (await decider.decide(serving, decided)).stage
+        found = [
+            await decider.probabilities(serving, decided, stage=stage),
+            await decider.probabilities(serving, open_[0]),
+        ]
+        decider.close()
+        return found
+
+    assert asyncio.run(play()) == expected
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
