@@ -3,11 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from functools import partial
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from policies.policy import Policy
 from policies.types import LocalDecision, Reason
 
 Value = str | NDArray[np.float32]
-Watched = Callable[[], AbstractAsyncContextManager[None]]
+Watched = Callable[[], AbstractContextManager[None]]
 
 _Said = LocalDecision | BaseException | None
 
@@ -44,8 +44,7 @@ class Lane(StrEnum):
     NONE = "none"  # nobody: the call was to stay here, and was deferred
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What happens to one call. `label` is the surrogate's where the call is handled, else None.
 
     `accept_score` is None where nothing was scored, `stage` is -1 where nothing was answered. `guess` is what the
@@ -68,11 +67,11 @@ class Decision:
 
     def put_off(self, reason: Reason) -> "Decision":
         """The same, deferred for a reason that has nothing to do with its score."""
-        return replace(self, lane=Lane.TEACHER, label=None, reason=reason, stage=-1)
+        return self._replace(lane=Lane.TEACHER, label=None, reason=reason, stage=-1)
 
     def completed_by(self, lane: Lane) -> "Decision":
         """The same label, with arguments that another lane writes."""
-        return replace(self, lane=lane, reason=Reason.ARGUMENTS)
+        return self._replace(lane=lane, reason=Reason.ARGUMENTS)
 
 
 class Decider:
@@ -170,7 +169,7 @@ class Decider:
         self, serving: Serving, policy: Policy, text: str, agreement: float | None, watched: Watched
     ) -> Decision:
         started = perf_counter()
-        async with watched():
+        with watched():
             try:
                 local = await self._slowly(policy, text, agreement)
             except ScorersBusy:

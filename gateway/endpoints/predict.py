@@ -37,7 +37,7 @@ class Predict(Endpoint):
         key, given = _one_of(body, "embedding", "input")
         value = _text(given, key) if key == "input" else _rows([given], key, serving)[0]
         decision = _shown(exchange, await self._decide(exchange, serving, value))
-        self.count(project, decision)
+        self.count(project, decision.lane, decision.reason or "")
         exchange.headers = tracer_headers(project, decision, new_id())
         self.explain(exchange, decision, serving)
         score = 0.0 if decision.accept_score is None else decision.accept_score
@@ -79,7 +79,7 @@ class PredictBatch(Predict):
         labels: list[str | None] = []
         words: list[str] = []
         counts: Counter[tuple[Lane, Reason | None]] = Counter()
-        async with exchange.watched():
+        with exchange.watched():
             for part in _parts(given, key, serving):
                 for found in await self._decide_part(exchange, serving, part):
                     decision = _shown(exchange, found)
