@@ -1,5 +1,6 @@
 """One HTTP request and its answer, as everything that serves it sees them."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from starlette.types import Receive, Scope, Send
@@ -7,6 +8,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.access import ANYBODY, Caller
 from gateway.asgi import Headers, header
 from gateway.control import NO_CONTROL, Control
+from gateway.relay import Client
 
 
 @dataclass(slots=True)
@@ -23,6 +25,10 @@ class Exchange:
     caller: Caller = ANYBODY
     control: Control = NO_CONTROL
     given: dict[bytes, bytes] = field(default_factory=dict)
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Cancels what runs inside when the client goes away, and raises ClientGone in its place."""
+        return Client(self.scope, self.receive, self.send).watched(uploading=False)
 
     @property
     def encoded(self) -> bool:

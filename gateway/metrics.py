@@ -15,6 +15,8 @@ from gateway.shared_metrics import AddedUp, MetricsFolder, SampledGauge
 
 # A local decision takes tens of microseconds; the teacher takes a second.
 _DECISION_BUCKETS = (20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 20e-3, 0.1)
+_TEXT_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+_WAIT_BUCKETS = (1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 _REQUEST_BUCKETS = (1e-3, 2e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -76,6 +78,24 @@ class Metrics:
             "tracer_decision_seconds",
             "Time a local decision took.",
             buckets=_DECISION_BUCKETS,
+            registry=registry,
+        )
+        self.scoring_pending = SampledGauge(
+            "tracer_scoring_pending",
+            "Hand-overs that wait for the threads that score, or are with them.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.scoring_batch = Histogram(
+            "tracer_scoring_batch",
+            "Calls that a thread scored together.",
+            buckets=_TEXT_BUCKETS,
+            registry=registry,
+        )
+        self.scoring_wait_seconds = Histogram(
+            "tracer_scoring_wait_seconds",
+            "Time from a call's coming to the threads that score until one began with it.",
+            buckets=_WAIT_BUCKETS,
             registry=registry,
         )
         self.request_seconds = Histogram(
@@ -160,5 +180,5 @@ class Metrics:
 
     def sample(self) -> None:
         """Write down, for the other workers, what only this one knows."""
-        for gauge in (self.trace_queue, self.forwards, self.forwards_waiting, self.keys):
+        for gauge in (self.scoring_pending, self.trace_queue, self.forwards, self.forwards_waiting, self.keys):
             gauge.sample()

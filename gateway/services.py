@@ -50,7 +50,7 @@ def build_services(settings: Settings, environ: Mapping[str, str], folder: Metri
         metrics,
         Recogniser(settings),
         Registry(settings, metrics),
-        Decider(metrics),
+        Decider(settings.server, metrics),
         _routes(settings, environ, metrics),
         TraceLog(store.url, store.spool, store.queue_size, metrics),
         build_access(settings, metrics),

@@ -55,6 +55,9 @@ class ServerSettings(_Frozen):
     keep_alive_timeout: PositiveInt = 75
     shutdown_timeout: PositiveInt = 30
     policy_poll_seconds: Seconds = 1.0
+    scoring_threads: PositiveInt = 2
+    scoring_wait: Seconds = 0.1
+    scoring_timeout: Seconds = 1.0
     access_log: bool = False
 
 

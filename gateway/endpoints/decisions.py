@@ -42,7 +42,8 @@ class Decisions(ModelEndpoint):
         policy = call.serving.policy
         if call.reply is None or policy is None:
             return decision
-        found = await self.services.decider.probabilities(call.serving, call.found.text or "", call.control.agreement)
+        text, agreement = call.found.text or "", call.control.agreement
+        found = await self.services.decider.probabilities(call.serving, text, agreement, decision.stage)
         if found is None or decision.label is None:
             call.reply = None
             return decision.put_off(Reason.BUSY if policy.slow else Reason.ERROR)

@@ -83,7 +83,7 @@ class Endpoint(ABC):
         reason = self.unscored(exchange, serving, text)
         if reason is not None:
             return deferred(serving, reason)
-        return await self.services.decider.decide(serving, text, exchange.control.agreement)
+        return await self.services.decider.decide(serving, text, exchange.control.agreement, exchange.watched)
 
     def unscored(self, exchange: Exchange, serving: Serving, text: str | None) -> Reason | None:
         """Why a text (None: an embedding) is not even scored, or None."""

@@ -11,7 +11,7 @@ from gateway.answer import SURROGATE_MODEL
 from gateway.arguments import Writer, write_arguments
 from gateway.asgi import RELAYED_HEADERS, new_id, tracer_headers
 from gateway.control import Control, Mode
-from gateway.decide import Decision, Lane, deferred
+from gateway.decide import Decision, Lane, Watched, deferred
 from gateway.endpoints.passthrough import Relaying
 from gateway.errors import AnswerableError, InvalidRequest, KeptLocal, ModelNotAllowed
 from gateway.exchange import Exchange
@@ -35,7 +35,7 @@ class LocalCall:
     """A project's call on its way through: `reply` is the answer it may be given, once there is one.
 
     `model` is who gives it, `usage` (JSON) what it cost where an LLM wrote a part of it, `chosen` a decision's label
-    with the probability of each.
+    with the probability of each. `watched` ends what takes long when the client goes away.
     """
 
     raw: bytes
@@ -44,6 +44,7 @@ class LocalCall:
     parse: Callable[[bytes], ModelRequest]
     control: Control
     serving: Serving
+    watched: Watched
     id: str = field(default_factory=new_id)
     reply: Answer | None = None
     model: str = SURROGATE_MODEL
@@ -103,7 +104,7 @@ class ModelEndpoint(Relaying):
                 message = f"This key may be used for the project {found.project!r} with its own model only."
                 raise ModelNotAllowed(message)
             serving = self.serving(found.project, exchange.caller)
-            call = LocalCall(raw, shape, found, self.parse, exchange.control, serving)
+            call = LocalCall(raw, shape, found, self.parse, exchange.control, serving, exchange.watched)
             lane = await self._serve_project(exchange, call)
         self.took(lane, perf_counter() - started)
 
@@ -167,7 +168,7 @@ class ModelEndpoint(Relaying):
             return deferred(serving, found.reason or Reason.NO_INPUT)
         if serving.policy is not None and control.mode is Mode.TEACHER:
             return deferred(serving, Reason.ASKED)
-        decision = await self.services.decider.decide(serving, found.text, control.agreement)
+        decision = await self.services.decider.decide(serving, found.text, control.agreement, call.watched)
         if decision.label is None or serving.policy is None:
             return decision
         reply = serving.policy.answers[decision.label]
