@@ -102,7 +102,8 @@ def raw_features(tokens: Sequence[int], vocabulary_size: int) -> Ids:
     length it takes half as long as numpy.
     """
     bigrams = [(a * _BIGRAM_FACTOR + b) % BIGRAM_BUCKETS + vocabulary_size for a, b in pairwise(tokens)]
-    return np.array(list(dict.fromkeys([*tokens, *bigrams])), np.int64)
+    distinct = dict.fromkeys([*tokens, *bigrams])
+    return np.fromiter(distinct, np.int64, len(distinct))
 
 
 def raw_features_of(tokens: Tokens, vocabulary_size: int) -> tuple[Ids, Ids]:
@@ -116,10 +117,12 @@ def raw_features_of(tokens: Tokens, vocabulary_size: int) -> tuple[Ids, Ids]:
 
 def text_inputs(tokens: Sequence[int], n_lexical_tokens: int | None) -> dict[str, Ids]:
     """What a graph is fed for a text: `ids`, and `features` unless it has no lexical block (None)."""
-    ids = np.array(tokens, np.int64)
-    return (
-        {"ids": ids} if n_lexical_tokens is None else {"ids": ids, "features": raw_features(tokens, n_lexical_tokens)}
-    )
+    if n_lexical_tokens is None:
+        return {"ids": np.array(tokens, np.int64)}
+    features = raw_features(tokens, n_lexical_tokens)
+    # Where no token comes twice the features begin with the ids.
+    distinct = len(tokens) == len(set(tokens))
+    return {"ids": features[: len(tokens)] if distinct else np.array(tokens, np.int64), "features": features}
 
 
 def _without_surrogates(text: str) -> str:
