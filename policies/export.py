@@ -19,11 +19,11 @@ from onnx import helper
 from policies.acceptor import Acceptor, Table
 from policies.blocks import Floats, Vocabulary
 from policies.candidates import Surrogate
+from policies.decision_graph import judge, read_views
 from policies.errors import ExportError
 from policies.forest import FLOOR, ForestModel
 from policies.graph import FLOAT, INT64, ML_DOMAIN, GraphWriter
 from policies.guard import Guard
-from policies.judgement import judge, read_views
 from policies.mlp import MlpModel
 from policies.neighbours import ASKED, TIE, Neighbours
 from policies.reading import StageReader
@@ -159,8 +159,8 @@ def _dense_blocks(writer: GraphWriter, reader: StageReader, tokens: str) -> list
 def _linear_views(
     writer: GraphWriter, reader: StageReader, surrogate: SoftmaxModel, dense: list[tuple[str, int]]
 ) -> tuple[str, int]:
-    """One product a block gives its logits and its share of the products with the centroids; a second one lays them out
-    as views, a third adds what the lexical block says."""
+    """As `_views`. One product a block gives its logits and its share of the products with the centroids, a second one
+    lays them out as views, a third adds what the lexical block says."""
     n_labels, lexical = len(surrogate.bias), surrogate.lexical
     n_blocks, n_lexical = len(dense), 0 if lexical is None else 1
     n_parts = n_blocks + n_lexical

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from policies.word_cache import word_cache
+
 Ids = NDArray[np.int64]
 
 # A text longer than this is deferred unread: tokenising it would hold up every other call.
@@ -61,6 +63,7 @@ class TextEncoder:
             raise ValueError(f"not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._words = word_cache(self._tokenizer, tokenizer_json)
 
     @classmethod
     def read(cls, path: Path) -> "TextEncoder":
@@ -74,12 +77,17 @@ class TextEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text; empty for a text that holds nothing but white space."""
+        lowered = text.lower()
+        try:
+            ids = None if self._words is None else self._words.encode(lowered)
+            return self._encode_whole(lowered) if ids is None else ids
+        except TypeError:  # a lone surrogate cannot cross into Rust
+            return self._encode_whole(_without_surrogates(lowered))
+
+    def _encode_whole(self, text: str) -> list[int]:
         if not text or text.isspace():
             return []
-        try:
-            return self._tokenizer.encode(text.lower(), add_special_tokens=False).ids
-        except TypeError:  # a lone surrogate cannot cross into Rust
-            return self._tokenizer.encode(_without_surrogates(text).lower(), add_special_tokens=False).ids
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_many(self, texts: Sequence[str]) -> Tokens:
         """Token ids of each text, the same ids that `encode` gives."""
@@ -102,8 +110,8 @@ def raw_features(tokens: Sequence[int], vocabulary_size: int) -> Ids:
     length it takes half as long as numpy.
     """
     bigrams = [(a * _BIGRAM_FACTOR + b) % BIGRAM_BUCKETS + vocabulary_size for a, b in pairwise(tokens)]
-    distinct = dict.fromkeys([*tokens, *bigrams])
-    return np.fromiter(distinct, np.int64, len(distinct))
+    features = [*tokens, *bigrams]
+    return np.array(features if len(set(features)) == len(features) else list(dict.fromkeys(features)), np.int64)
 
 
 def raw_features_of(tokens: Tokens, vocabulary_size: int) -> tuple[Ids, Ids]:
@@ -120,9 +128,9 @@ def text_inputs(tokens: Sequence[int], n_lexical_tokens: int | None) -> dict[str
     if n_lexical_tokens is None:
         return {"ids": np.array(tokens, np.int64)}
     features = raw_features(tokens, n_lexical_tokens)
-    # Where no token comes twice the features begin with the ids.
-    distinct = len(tokens) == len(set(tokens))
-    return {"ids": features[: len(tokens)] if distinct else np.array(tokens, np.int64), "features": features}
+    n = len(tokens)
+    # Where nothing comes twice, as in most texts, the features begin with the ids.
+    return {"ids": features[:n] if len(features) == 2 * n - 1 else np.array(tokens, np.int64), "features": features}
 
 
 def _without_surrogates(text: str) -> str:

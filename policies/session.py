@@ -34,7 +34,7 @@ def open_session(graph: bytes) -> onnxruntime.InferenceSession:
 def run_session(session: onnxruntime.InferenceSession, inputs: Mapping[str, NDArray[Any]]) -> tuple[int, float, float]:
     """(label, accept score, guard value) of one input: -1 and twice NaN for one that is not of numbers."""
     # What `InferenceSession.run` asks first takes a microsecond, and has the same answers every time.
-    decision = session._sess.run(_OUTPUTS, inputs, None)[0]  # noqa: SLF001
+    decision = session._sess.run(_OUTPUTS, inputs, None)[0]
     return _read(decision)
 
 

@@ -7,7 +7,7 @@ A node costs some 0.2 us whatever it does. So the graph has few, and all that is
                        softmax, of which a view's entropy needs one; then what neighbours say
     logs       (1, Z)  of the probabilities among these and of what they leave; and of differences within a view, so
                        enlarged that the log says whether there is one
-    hidden     (1, H)  linear in values and logs; then cut at 0 where something is bounded
+    hidden     (1, H)  linear in values and logs, then cut at 0; what has no bound stands there with both signs
     decision   (1, 3)  linear in these: the label, the log-odds of acceptance, the guard's value
 
 As log p = v - energy, most accept features are linear in the two. The gap to the best rival is
@@ -31,7 +31,7 @@ _LEAST = float(np.float32(CLIP))
 _LEAST_LEFT = float(np.float32(1) - np.float32(1 - CLIP))
 # A power of two rounds nothing; values of a view that differ at all, differ by more than its inverse.
 _ENLARGED = 2.0**30
-# Columns of `hidden`; three a view follow.
+# Columns of `hidden`; three a view follow. _OVER is by how much the guard's lower bound lies over its upper one.
 _LABEL, _PLAIN, _MINUS_PLAIN, _CAUTION, _LOW, _MINUS_LOW, _OVER, _N_FIRST = range(8)
 # Columns of `decision`.
 _ODDS, _GUARD = 1, 2
@@ -74,7 +74,6 @@ class Read:
         """Where the mean value of the view under its softmax stands."""
         return self.value(view, self.n_top + 1 + view)
 
-    # Logs follow the values and what neighbours say; counted from the first log here.
     @property
     def n_logs(self) -> int:
         """Z: of each view that of every probability read and of what it leaves, and two comparisons."""
@@ -85,11 +84,11 @@ class Read:
         return 2 * (self.n_top + 1) + 2
 
     def log(self, view: int, column: int) -> int:
-        """Where the log of a probability stands; that of what it leaves is next to it."""
+        """Where among the logs that of a probability stands; that of what it leaves is next to it."""
         return view * self._logs_of_one + 2 * column
 
     def comparison(self, view: int) -> int:
-        """Where it stands whether own > second; whether own < highest is next to it."""
+        """Where among the logs it stands whether own > second; whether own < highest is next to it."""
         return self.log(view, self.n_top + 1)
 
 
@@ -117,11 +116,10 @@ def judge(
     logs = _logs(writer, read, values, len(near))
     n_values = read.n_values + len(near)
     forms = _forms(read, acceptor, guard, len(near))
-    by_label = _by_label(acceptor, guard, read)
-    past = writer.node("Gather", _constant(writer, by_label), read.predicted)
+    past = writer.node("Gather", _constant(writer, _by_label(read, acceptor, guard)), read.predicted)
     linear = writer.node("Gemm", values, _constant(writer, forms[:n_values]), past)
     hidden = writer.node("Gemm", logs, _constant(writer, forms[n_values:]), linear)
-    # Not Relu: what is no number must stay none. onnxruntime makes it part of the product.
+    # Not Relu: what is no number must stay none. onnxruntime makes it part of the product before.
     cut = writer.node("LeakyRelu", hidden, alpha=0.0)
     lengths = _by_length(acceptor, bool(tokens))
     length = _constant(writer, lengths)
@@ -131,6 +129,7 @@ def judge(
 
 
 def _logs(writer: GraphWriter, read: Read, values: str, n_near: int) -> str:
+    """The nodes from the values to the logs, (1, Z)."""
     weights = np.zeros((read.n_values + n_near, read.n_logs))
     start, least = np.zeros(read.n_logs), np.full(read.n_logs, _LEAST)
     own = read.n_top
@@ -177,13 +176,14 @@ def _features(read: Read, view: int, n_values: int) -> Weights:
 
 
 def _energy(read: Read, view: int, n_values: int) -> Weights:
+    """Log-sum-exp as a form: the highest value less the log of its probability."""
     form = np.zeros(n_values + read.n_logs)
     form[read.value(view, 0)], form[n_values + read.log(view, 0)] = 1, -1
     return form
 
 
-def _by_label(acceptor: Acceptor, guard: Guard, read: Read) -> Weights:
-    """What of the hidden values does not depend on values and logs, (K, H)."""
+def _by_label(read: Read, acceptor: Acceptor, guard: Guard) -> Weights:
+    """What the hidden values hold beside that, for each predicted label, (K, H)."""
     found = np.zeros((read.n_labels, _N_FIRST + 3 * read.n_views))
     energy, similarity = guard.energy_mean / guard.energy_std, guard.similarity_mean / guard.similarity_std
     found[:, _LABEL] = np.arange(read.n_labels)
@@ -192,7 +192,7 @@ def _by_label(acceptor: Acceptor, guard: Guard, read: Read) -> Weights:
     found[:, _LOW] = -energy - SIMILARITY_SHARE * similarity
     found[:, _OVER] = found[:, _LOW] - (guard.threshold + guard.highest + energy)
     for view in range(read.n_views):
-        # One less the log over that of nothing: at most 0 where there is a difference.
+        # Less the log: 1 where that is of nothing, and below 0 where there is a difference.
         found[:, _compared(view)] = 1 + np.log(_LEAST)
     found[:, [_MINUS_PLAIN, _MINUS_LOW]] = -found[:, [_PLAIN, _LOW]]
     return found
@@ -230,5 +230,5 @@ def _compared(view: int) -> list[int]:
     return [_ahead(view) + 1, _ahead(view) + 2]
 
 
-def _constant(writer: GraphWriter, values: NDArray[np.float64] | NDArray[np.bool_]) -> str:
+def _constant(writer: GraphWriter, values: Weights) -> str:
     return writer.constant(values.astype(np.float32))
