@@ -27,7 +27,7 @@ from policies.conforming import misfit
 from policies.errors import ArtifactError, PolicyDamaged, PolicyMissing
 from policies.input_form import InputForm
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST = "manifest.json"
 _VERSIONS = "versions"
 _ENCODERS = "encoders"

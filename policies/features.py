@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from policies.word_cache import word_cache
+
 Ids = NDArray[np.int64]
 
 # A text longer than this is deferred unread: tokenising it would hold up every other call.
@@ -61,6 +63,7 @@ class TextEncoder:
             raise ValueError(f"not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._words = word_cache(self._tokenizer, tokenizer_json)
 
     @classmethod
     def read(cls, path: Path) -> "TextEncoder":
@@ -74,14 +77,18 @@ class TextEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text; empty for a text that holds nothing but white space."""
+        lowered = text.lower()
+        try:
+            ids = None if self._words is None else self._words.encode(lowered)
+            return self._encode_whole(lowered) if ids is None else ids
+        except TypeError:  # a lone surrogate cannot cross into Rust
+            return self._encode_whole(_without_surrogates(lowered))
+
+    def _encode_whole(self, text: str) -> list[int]:
         if not text or text.isspace():
             return []
         # The way for many texts is the quicker one for one text, too, and lets other threads run meanwhile.
-        try:
-            return self._tokenizer.encode_batch_fast([text.lower()], add_special_tokens=False)[0].ids
-        except TypeError:  # a lone surrogate cannot cross into Rust
-            clean = _without_surrogates(text).lower()
-            return self._tokenizer.encode_batch_fast([clean], add_special_tokens=False)[0].ids
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def encode_many(self, texts: Sequence[str]) -> Tokens:
         """Token ids of each text, the same ids that `encode` gives."""
@@ -104,7 +111,8 @@ def raw_features(tokens: Sequence[int], vocabulary_size: int) -> Ids:
     length it takes half as long as numpy.
     """
     bigrams = [(a * _BIGRAM_FACTOR + b) % BIGRAM_BUCKETS + vocabulary_size for a, b in pairwise(tokens)]
-    return np.array(list(dict.fromkeys([*tokens, *bigrams])), np.int64)
+    features = [*tokens, *bigrams]
+    return np.array(features if len(set(features)) == len(features) else list(dict.fromkeys(features)), np.int64)
 
 
 def raw_features_of(tokens: Tokens, vocabulary_size: int) -> tuple[Ids, Ids]:
@@ -118,10 +126,12 @@ def raw_features_of(tokens: Tokens, vocabulary_size: int) -> tuple[Ids, Ids]:
 
 def text_inputs(tokens: Sequence[int], n_lexical_tokens: int | None) -> dict[str, Ids]:
     """What a graph is fed for a text: `ids`, and `features` unless it has no lexical block (None)."""
-    ids = np.array(tokens, np.int64)
-    return (
-        {"ids": ids} if n_lexical_tokens is None else {"ids": ids, "features": raw_features(tokens, n_lexical_tokens)}
-    )
+    if n_lexical_tokens is None:
+        return {"ids": np.array(tokens, np.int64)}
+    features = raw_features(tokens, n_lexical_tokens)
+    n = len(tokens)
+    # Where nothing comes twice, as in most texts, the features begin with the ids.
+    return {"ids": features[:n] if len(features) == 2 * n - 1 else np.array(tokens, np.int64), "features": features}
 
 
 def _without_surrogates(text: str) -> str:

@@ -276,7 +276,7 @@ class Policy:
             inside = inside and guard >= lowest
         label = self._label_of.get(tuple(classes))
         if label is None:
-            # Each field is clear, but the teacher has never put them together.
+            # Each field is clear, but the teacher has never put them together; or the input is not of numbers.
             return _deferred(score, Reason.NOVEL, None)
         said = self.labels[label]
         if not inside:
