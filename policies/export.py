@@ -1,10 +1,11 @@
 """Surrogate, acceptor and guard of one stage as one ONNX graph, checked decision by decision against the fitted models.
 
 Inputs, as far as the stage reads them: `ids` int64 (tokens,) and `features` int64 (distinct ones,), both from
-`features.py`; `vector` float32 (d,), the encoder's; or `embedding` float32 (d,), the user's. Outputs: `label` int64
-(1,), `accept_score` float32 (1, 1), `guard` float32 (1, 1), and `probabilities` float32 (R, K): the softmax of each
-view, that of the logits first. The acceptor reads them anyway, so nothing is computed for who does not fetch them.
-Thresholds stay outside, in the manifest, so that a frontier needs one graph.
+`features.py`; `words` float16 (V, d), the table of word vectors, which is large, the same for all graphs and so in none
+of them; `vector` float32 (d,), the encoder's; or `embedding` float32 (d,), the user's. Outputs: `label` int64 (1,),
+`accept_score` float32 (1, 1), `guard` float32 (1, 1), and `probabilities` float32 (R, K): the softmax of each view,
+that of the logits first. The acceptor reads them anyway, so nothing is computed for who does not fetch them. Thresholds
+stay outside, in the manifest, so that a frontier needs one graph.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ from policies.blocks import Floats, Vocabulary
 from policies.candidates import Surrogate
 from policies.errors import ExportError
 from policies.forest import FLOOR, ForestModel
-from policies.graph import FLOAT, INT64, ML_DOMAIN, GraphWriter
+from policies.graph import FLOAT, FLOAT16, INT64, ML_DOMAIN, GraphWriter
 from policies.guard import SIMILARITY_SHARE, Guard
 from policies.mlp import MlpModel
 from policies.neighbours import ASKED, COLUMNS, TIE, Neighbours
@@ -59,6 +60,8 @@ def build_graph(fitted: Fitted) -> bytes:
     reader, inputs = fitted.reader, []
     if reader.table is not None:
         inputs.append(helper.make_tensor_value_info("ids", INT64, ["tokens"]))
+        if reader.static:
+            inputs.append(helper.make_tensor_value_info("words", FLOAT16, list(reader.table.vectors.shape)))
     if reader.vocabulary is not None:
         inputs.append(helper.make_tensor_value_info("features", INT64, ["features"]))
     if reader.vector_size:
@@ -164,7 +167,7 @@ def _dense_blocks(writer: GraphWriter, reader: StageReader) -> list[tuple[str, i
         return [(scaled, len(reader.scaling.shift))]
     blocks = []
     if reader.static and reader.table is not None:
-        vectors = writer.node("Gather", writer.constant(reader.table.vectors), "ids")
+        vectors = writer.node("Gather", "words", "ids")
         total = writer.total(writer.node("Cast", vectors, to=FLOAT), keepdims=1)
         blocks.append((writer.node("Div", total, _norm(writer, total)), reader.table.vectors.shape[1]))
     if reader.vector_size:
