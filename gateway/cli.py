@@ -1,6 +1,5 @@
 """`tracer serve` and `tracer check-config`."""
 
-import gc
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ from starlette.applications import Starlette
 from gateway.access import check_access
 from gateway.app import create_app
 from gateway.errors import SettingsError
+from gateway.memory import settle
 from gateway.server import server_config
 from gateway.services import Services
 from gateway.settings import Settings, build_settings, load_settings
@@ -153,9 +153,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            # What start-up made stays: no collection need look at it again while a call waits.
-            gc.collect()
-            gc.freeze()
+            settle()
             typer.echo(_banner(self._services, *self._address))
             sys.stdout.flush()
 

@@ -100,7 +100,7 @@ class Policy:
         tokenizer = None
         if any(entry.tokens for entry in manifest.stages):
             try:
-                tokenizer = TextEncoder(read_file(path, manifest, "tokenizer"))
+                tokenizer = TextEncoder.shared(read_file(path, manifest, "tokenizer"))
             except ValueError as error:
                 raise PolicyDamaged(f"{path}: tokenizer.json: {error}") from error
         words = load_words(path, manifest) if any(entry.words for entry in manifest.stages) else None

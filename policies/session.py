@@ -30,7 +30,7 @@ def open_session(graph: bytes) -> onnxruntime.InferenceSession:
     if sorted(output.name for output in session.get_outputs()) != sorted(_ALL_OUTPUTS):
         raise PolicyDamaged("model.onnx: not a policy graph")
     # It keeps the graph in order to start again with another provider, which there is not.
-    session._model_bytes = b""  # noqa: SLF001
+    session._model_bytes = b""
     return session
 
 
