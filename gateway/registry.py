@@ -97,8 +97,8 @@ class Registry:
             serving = await asyncio.to_thread(_load, path)
             self._marks[project] = mark
             self._swap(project, serving)
-            del serving
-            await asyncio.to_thread(give_back)
+            if serving.policy is not None:
+                await asyncio.to_thread(give_back)
 
     def _swap(self, project: str, new: Serving) -> None:
         old = self._serving[project]

@@ -23,8 +23,8 @@ MAX_CHARS = 16_384
 # Bigrams share this many buckets; two that collide share a weight.
 BIGRAM_BUCKETS = 2**18
 _BIGRAM_FACTOR = 31_337
-# Texts whose tokens the tokenizer may remember. It forgets none, so its own ten thousand are tens of megabytes that help
-# the first ten thousand texts only; of the texts that come again and again most are among the first few.
+# Texts whose tokens the tokenizer remembers. It forgets none, so the ten thousand it would take are tens of megabytes
+# for the first ten thousand texts; of those that come again and again most are among the first few.
 _REMEMBERED = 256
 # Texts tokenised at a time: the token lists of a million texts would not fit in memory.
 _TEXTS_AT_ONCE = 20_000

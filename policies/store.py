@@ -289,8 +289,8 @@ def _migrate(engine: sa.Engine) -> None:
         # Another process may have been quicker.
         step = _step(connection)
         if step is None:
-            METADATA.create_all(connection, checkfirst=False)
             _VERSION.create(connection, checkfirst=True)
+            METADATA.create_all(connection, checkfirst=False)
             connection.execute(sa.insert(_VERSION).values(version_num=NEWEST))
         elif step != NEWEST:
             # Once in the life of a store: every gateway would carry Alembic's 11 MB all its life.

@@ -3,15 +3,17 @@
 A policy folder holds the table, so that it can be copied anywhere. What a process reads decisions from is not that
 file: were it written over in place (`cp` does that), every process that has it mapped would be killed by SIGBUS. So the
 first process that needs a table copies it to a folder of the user's own, `$TMPDIR/tracer-<uid>/<sha256>.npy`, where
-nobody writes to it again, and all map that copy: the operating system keeps its pages once. Where there is no such place
-(a read-only container), the process keeps a copy in its own memory.
+nobody writes to it again, and all map that copy: the operating system keeps its pages once. Where there is no such
+place (a read-only container), the process keeps a copy in its own memory.
 """
 
 import errno
+import fcntl
 import hashlib
 import io
 import logging
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -74,21 +76,31 @@ def _shared(place: Path, sha256: str) -> Path:
     """The copy of `place` that all processes of this user map, made where it is missing. Raises OSError."""
     folder = _own_folder()
     copy = folder / f"{sha256}.npy"
-    if copy.is_file() and _digest(copy) == sha256:
-        return copy
-    handle, name = tempfile.mkstemp(prefix=".new-", dir=folder)
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        with place.open("rb") as source, os.fdopen(handle, "wb") as target:
-            while chunk := source.read(1 << 20):
-                target.write(chunk)
-            os.fchmod(target.fileno(), 0o400)
-        if _digest(Path(name)) != sha256:
-            raise OSError(errno.EIO, "altered while it was copied", str(place))
-        Path(name).replace(copy)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        # Workers start together: each would make a copy, and map its own.
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if not copy.is_file() or _digest(copy) != sha256:
+            _copy(place, copy, sha256)
+    finally:
+        os.close(handle)
     return copy
+
+
+def _copy(place: Path, copy: Path, sha256: str) -> None:
+    """A copy that is there whole or not at all, under a name that no other file had before."""
+    handle, name = tempfile.mkstemp(prefix=".new-", dir=copy.parent)
+    fresh = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as target, place.open("rb") as source:
+            shutil.copyfileobj(source, target)
+        fresh.chmod(0o400)
+        if _digest(fresh) != sha256:
+            raise OSError(errno.EIO, "altered while it was copied", str(place))
+        fresh.replace(copy)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def _own_folder() -> Path:
