@@ -169,7 +169,7 @@ def _dense_blocks(writer: GraphWriter, reader: StageReader) -> list[tuple[str, i
     if reader.static and reader.table is not None:
         vectors = writer.node("Gather", "words", "ids")
         total = writer.total(writer.node("Cast", vectors, to=FLOAT), keepdims=1)
-        blocks.append((writer.node("Div", total, _norm(writer, total)), reader.table.vectors.shape[1]))
+        blocks.append((writer.node("LpNormalization", total, axis=1), reader.table.vectors.shape[1]))
     if reader.vector_size:
         blocks.append((writer.node("Unsqueeze", "vector", writer.constant([0])), reader.vector_size))
     return blocks

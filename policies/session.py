@@ -39,7 +39,7 @@ def check_words(session: onnxruntime.InferenceSession, words: NDArray[np.float16
     wanted = next((given.shape for given in session.get_inputs() if given.name == "words"), None)
     found = None if words is None else list(words.shape)
     if wanted != found:
-        raise PolicyDamaged(f"model.onnx: reads word vectors of shape {wanted}, the manifest gives it {found}")
+        raise PolicyDamaged(f"manifest.json: a stage gets word vectors of shape {found}, its graph reads {wanted}")
 
 
 def run_session(session: onnxruntime.InferenceSession, inputs: Mapping[str, NDArray[Any]]) -> tuple[int, float, float]:

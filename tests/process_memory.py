@@ -14,7 +14,7 @@ def resident(pid: int) -> float:
 
 
 def of_mapping(pid: int, name: str) -> tuple[float, float]:
-    """(resident, own share) of the mappings whose file's path contains `name`: a page of two processes is half one's."""
+    """(resident, own share) of the mappings whose file's path contains `name`: of a page of two each has half."""
     mappings = Path(f"/proc/{pid}/smaps").read_text().split("VmFlags:")
     text = "\n".join(mapping for mapping in mappings if name in mapping)
     return _sum(text, "Rss:"), _sum(text, "Pss:")

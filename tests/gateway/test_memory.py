@@ -35,18 +35,18 @@ def gateway(banking: tuple[Path, list[str]], tmp_path: Path) -> Iterator[Gateway
         yield running
 
 
-def _ask(gateway: GatewayProcess, texts: list[str], times: int) -> None:
+def _ask(gateway: GatewayProcess, texts: list[str], project: str = "default") -> None:
     with httpx.Client(base_url=gateway.url) as client:
-        for i in range(times):
-            client.post("/default/classify", json={"input": texts[i % len(texts)]})
+        for text in texts:
+            client.post(f"/{project}/classify", json={"input": text})
 
 
 def test_a_gateway_stays_small(banking: tuple[Path, list[str]], gateway: GatewayProcess) -> None:
     """150 MB are the bar, with room for other versions of what it is made of; and calls add nothing."""
-    _ask(gateway, banking[1], len(banking[1]))
+    _ask(gateway, banking[1])
     before = resident(gateway.process.pid)
     assert before < 165
-    _ask(gateway, banking[1], 4_000)
+    _ask(gateway, banking[1])
     assert resident(gateway.process.pid) < before + 3
 
 
@@ -55,9 +55,9 @@ def test_texts_that_never_come_again_are_not_remembered(
 ) -> None:
     """Ten thousand different texts of usual length once stayed in the tokenizer: 40 MB."""
     pieces = banking[1]
-    _ask(gateway, pieces, len(pieces))
+    _ask(gateway, pieces)
     before = resident(gateway.process.pid)
-    _ask(gateway, [f"{i} {pieces[i % 3_000]} {pieces[i * 7 % 3_000]}" for i in range(4_000)], 4_000)
+    _ask(gateway, [f"{i} {pieces[i % 3_000]} {pieces[i * 7 % 3_000]}" for i in range(4_000)])
     assert resident(gateway.process.pid) < before + 5
 
 
@@ -75,8 +75,7 @@ def test_more_policies_share_what_is_large(banking: tuple[Path, list[str]], tmp_
         )
         with GatewayProcess(folder, "--config", folder / "config.yaml") as running:
             for name in names:
-                for text in banking[1][:100]:
-                    httpx.post(f"{running.url}/{name}/classify", json={"input": text})
+                _ask(running, banking[1][:100], name)
             sizes.append(resident(running.process.pid))
     assert sizes[1] - sizes[0] < 9 * 12
 
@@ -88,7 +87,7 @@ def test_two_gateways_share_the_word_vectors(banking: tuple[Path, list[str]], tm
         place.mkdir()
     with GatewayProcess(places[0], banking[0]) as one, GatewayProcess(places[1], banking[0]) as two:
         for running in (one, two):
-            _ask(running, banking[1], 500)
+            _ask(running, banking[1][:500])
         for running in (one, two):
             whole, share = of_mapping(running.process.pid, _TABLE)
             assert whole > 5

@@ -1,4 +1,4 @@
-"""The table of word vectors: one copy for all who read it, that nothing which happens to a policy folder can take away."""
+"""The table of word vectors: one copy for all who read it, which no change to a policy folder can take away."""
 
 import gc
 import hashlib
