@@ -8,7 +8,7 @@
     PATH/tables/<sha256>/words.npy      the word vectors; versions share them
 
 A version is written whole, flushed to disk, and only then does one rename of `manifest.json` make it the served one: a
-reader sees the old version or the new one, never a mixture. Nothing in the folder is executable; JSON and ONNX only.
+reader sees the old version or the new one, never a mixture. Nothing in the folder is executable: JSON, ONNX and plain arrays.
 """
 
 import hashlib
