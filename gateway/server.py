@@ -1,6 +1,5 @@
 """The HTTP server a gateway runs in: uvicorn, set up from the settings."""
 
-import gc
 import os
 import signal
 import socket
@@ -10,6 +9,7 @@ from collections.abc import Callable
 import uvicorn
 
 from gateway.app import Gateway, create_app
+from gateway.memory import settle
 from gateway.place import CANNOT_START
 from gateway.protocol import GuardedProtocol
 from gateway.services import Services
@@ -71,9 +71,7 @@ class GatewayServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            # What start-up made stays: no collection need look at it again while a call waits.
-            gc.collect()
-            gc.freeze()
+            settle()
             self._on_ready(_banner(self.services, *self._address))
 
 
