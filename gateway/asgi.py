@@ -9,6 +9,10 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.decide import Decision
 from gateway.encoding import JSON, encoded
 from gateway.errors import AnswerableError, BodyTooLarge, ClientGone, RequestTimeout
+from gateway.room import Holder, Room
+
+# From here on joining them takes long enough for a thread to pay.
+_MANY_BYTES = 1_048_576
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -50,10 +54,11 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
+async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float, room: Room, holder: Holder) -> bytes:
     """The whole request body. Raises BodyTooLarge over `limit` bytes, ClientGone where the client leaves midway.
 
-    What has not come with the first piece must come within `seconds`, or RequestTimeout is raised.
+    What has not come with the first piece must come within `seconds`, or RequestTimeout is raised; it takes up `room`,
+    or Overloaded is raised.
     """
     declared = header(scope, b"content-length")
     if declared is not None and declared.isdecimal() and int(declared) > limit:
@@ -67,12 +72,12 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
         return body
     try:
         async with asyncio.timeout(seconds):
-            return await _rest_of_body(first, receive, limit)
+            return await _rest_of_body(first, receive, limit, room, holder)
     except TimeoutError:
         raise RequestTimeout(f"The body did not arrive within {seconds:g} seconds.") from None
 
 
-async def _rest_of_body(message: Message, receive: Receive, limit: int) -> bytes:
+async def _rest_of_body(message: Message, receive: Receive, limit: int, room: Room, holder: Holder) -> bytes:
     pieces, size = [], 0
     while True:
         if message["type"] == "http.disconnect":
@@ -81,9 +86,11 @@ async def _rest_of_body(message: Message, receive: Receive, limit: int) -> bytes
         size += len(piece)
         if size > limit:
             raise BodyTooLarge(f"The body is longer than the limit of {limit} bytes.")
+        await room.take(holder, len(piece))
         pieces.append(piece)
         if not message.get("more_body", False):
-            return b"".join(pieces)
+            # Of many bytes the join lets go of the interpreter.
+            return b"".join(pieces) if size < _MANY_BYTES else await asyncio.to_thread(b"".join, pieces)
         message = await receive()
 
 

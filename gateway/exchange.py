@@ -11,7 +11,10 @@ from gateway.control import NO_CONTROL, Control
 
 @dataclass(slots=True)
 class Exchange:
-    """`headers` are the x-tracer headers of its answer, `control` is what the caller asks of the call."""
+    """`headers` are the x-tracer headers of its answer, `control` is what the caller asks of the call.
+
+    `held` counts the bytes of a body that came in pieces (gateway/room.py).
+    """
 
     scope: Scope
     receive: Receive
@@ -19,6 +22,7 @@ class Exchange:
     headers: Headers
     caller: Caller = ANYBODY
     control: Control = NO_CONTROL
+    held: int = 0
 
     @property
     def encoded(self) -> bool:

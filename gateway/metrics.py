@@ -84,6 +84,9 @@ class Metrics:
         self.forwards_waiting = Gauge(
             "tracer_forwards_waiting", "Calls waiting for a place with an upstream.", registry=registry
         )
+        self.held_bytes = Gauge(
+            "tracer_held_bytes", "Bytes of request bodies that came in pieces and are held.", registry=registry
+        )
         self.keys = Gauge("tracer_keys", "Keys in force (access.mode keys).", registry=registry)
         self.key_file_reads = Counter(
             "tracer_key_file_reads",

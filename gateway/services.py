@@ -7,11 +7,13 @@ from gateway.access import Access, build_access
 from gateway.attempts import Fallback, Guarded, Route
 from gateway.decide import Decider
 from gateway.errors import NoUpstream
+from gateway.large import LargeBodies
 from gateway.limits import Places
 from gateway.metrics import Metrics
 from gateway.providers import ProviderUpstream
 from gateway.recognise import Recogniser
 from gateway.registry import Registry
+from gateway.room import Room
 from gateway.settings import Settings, api_key
 from gateway.trace_log import TraceLog
 from gateway.upstream import HttpUpstream, Upstream
@@ -30,6 +32,8 @@ class Services:
     traces: TraceLog
     access: Access
     places: Places
+    room: Room
+    large: LargeBodies
 
     def upstream_of(self, project: str | None) -> Upstream:
         """Where a project's calls are forwarded to, or every other call (None). Raises NoUpstream."""
@@ -53,6 +57,8 @@ def build_services(settings: Settings, environ: Mapping[str, str]) -> Services:
         TraceLog(store.url, store.spool, store.queue_size, metrics),
         build_access(settings, metrics),
         Places(settings.server, metrics),
+        Room(settings.server, metrics),
+        LargeBodies(),
     )
 
 

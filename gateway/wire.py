@@ -5,6 +5,7 @@ A `/v1/responses` call is read as the chat it stands for, so that everything beh
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -43,13 +44,23 @@ class Surface(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """One call of a model. `raw` is what the client sent, `body` the same parsed, `messages` the chat it stands for."""
+    """One call of a model. `raw` is what the client sent, `body` the same parsed, `messages` the chat it stands for.
+
+    Of a request too large to be read whole (gateway/large.py) `body` has what says whose call it is, and no more;
+    `model_spans` are then the places of the model's name in `raw`.
+    """
 
     raw: bytes
     body: dict[str, Any]
     model: str
     messages: list[dict[str, Any]]
     surface: Surface = Surface.CHAT
+    model_spans: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def abridged(self) -> bool:
+        """Whether most of it was not read."""
+        return self.model_spans is not None
 
 
 def intricate(raw: bytes) -> bool:
@@ -128,14 +139,15 @@ def parse_decisions(raw: bytes) -> ModelRequest:
     return ModelRequest(raw, body, model if type(model) is str else "", messages, Surface.DECISIONS)
 
 
-def with_model(raw: bytes, model: str) -> bytes:
-    """The body with its top-level "model" replaced and every other byte as it was."""
+def with_model(raw: bytes, model: str, spans: Sequence[tuple[int, int]] | None = None) -> bytes:
+    """The body with its top-level "model" replaced and every other byte as it was; `spans`: where it stands, if known."""
     value = orjson.dumps(model)
-    pieces, end = [], 0
-    for start, stop in _model_spans(raw):
-        pieces += [raw[end:start], value]
+    pieces: list[bytes | memoryview] = []
+    end, view = 0, memoryview(raw)  # megabytes are copied once
+    for start, stop in _model_spans(raw) if spans is None else spans:
+        pieces += [view[end:start], value]
         end = stop
-    return b"".join([*pieces, raw[end:]])
+    return b"".join([*pieces, view[end:]])
 
 
 def repeats_a_key(request: ModelRequest) -> bool:

@@ -14,6 +14,7 @@ from gateway.decide import Decision, Lane, deferred
 from gateway.endpoints.passthrough import Relaying
 from gateway.errors import AnswerableError, InvalidRequest, KeptLocal, ModelNotAllowed
 from gateway.exchange import Exchange
+from gateway.large import AT_ONCE
 from gateway.learn import Forwarded, learn
 from gateway.reading import readable
 from gateway.recognise import MODEL_PREFIX, Recognised
@@ -21,7 +22,7 @@ from gateway.registry import Serving
 from gateway.relay import Client, Outcome, forward
 from gateway.upstream import Upstream, UpstreamCall
 from gateway.wanted import Wanted, misfit, wanted
-from gateway.wire import ModelRequest, Surface, intricate, with_model
+from gateway.wire import ModelRequest, Surface, with_model
 from policies.types import Answer, AnswerKind, Reason
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class ModelEndpoint(Relaying):
             return
         raw = await self.body(exchange)
         started = perf_counter()
-        request = None if intricate(raw) else self.parse(raw)
+        request = self.parse(raw) if len(raw) <= AT_ONCE else await self.services.large.request(raw, self.parse)
         found = None if request is None else self._recognise(request, exchange.control)
         self.admit(exchange, None if found is None else found.project)
         if request is None or found is None:
@@ -180,7 +181,7 @@ class ModelEndpoint(Relaying):
         if teacher is None:
             message = f"The call was deferred, and the project {project!r} has no 'teacher' model configured to ask."
             raise InvalidRequest(message, param="model")
-        return teacher, with_model(request.raw, teacher)
+        return teacher, with_model(request.raw, teacher, request.model_spans)
 
     async def _forward(self, exchange: Exchange, upstream: Upstream, body: bytes, *, copied: bool) -> Outcome:
         scope = exchange.scope
