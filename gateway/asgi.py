@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from io import BytesIO
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
@@ -10,9 +11,6 @@ from gateway.decide import Decision
 from gateway.encoding import JSON, encoded
 from gateway.errors import AnswerableError, BodyTooLarge, ClientGone, RequestTimeout
 from gateway.room import Holder, Room
-
-# From here on joining them takes long enough for a thread to pay.
-_MANY_BYTES = 1_048_576
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -78,7 +76,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float, 
 
 
 async def _rest_of_body(message: Message, receive: Receive, limit: int, room: Room, holder: Holder) -> bytes:
-    pieces, size = [], 0
+    # Not a list to be joined: that would be everything twice, and megabytes copied at one go.
+    whole, size = BytesIO(), 0
     while True:
         if message["type"] == "http.disconnect":
             raise ClientGone
@@ -87,10 +86,9 @@ async def _rest_of_body(message: Message, receive: Receive, limit: int, room: Ro
         if size > limit:
             raise BodyTooLarge(f"The body is longer than the limit of {limit} bytes.")
         await room.take(holder, len(piece))
-        pieces.append(piece)
+        whole.write(piece)
         if not message.get("more_body", False):
-            # Of many bytes the join lets go of the interpreter.
-            return b"".join(pieces) if size < _MANY_BYTES else await asyncio.to_thread(b"".join, pieces)
+            return whole.getvalue()
         message = await receive()
 
 

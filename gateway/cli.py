@@ -15,6 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from gateway.access import check_access
+from gateway.allocation import keep_large_blocks_apart
 from gateway.app import create_app
 from gateway.errors import SettingsError
 from gateway.server import server_config
@@ -151,6 +152,7 @@ class _Server(uvicorn.Server):
         self._address = address
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        keep_large_blocks_apart()
         await super().startup(sockets)
         if self.started:
             # What start-up made stays: no collection need look at it again while a call waits.

@@ -14,18 +14,14 @@ import orjson
 
 from gateway.errors import InvalidRequest
 
-# Strings first: braces and colons inside them are text. One pass, no backtracking: a body may hold a 20 MB image.
+# Strings first: braces and colons inside them are text. One pass, no backtracking: a body may hold an image.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]', re.DOTALL)
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _KEY, _ESCAPED = b'"model"', b"\\u00"
 _VALUE = re.compile(rb'\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")', re.DOTALL)
 _QUOTE, _COLON = b'":'
 _OPENING, _CLOSING = b"{[", b"}]"
 
 
-# Bytes that are read in milliseconds whatever they hold, and values (commas, colons, brackets) that are.
-_SURELY_QUICK = 262_144
-_MOST_VALUES = 200_000
 # Parts of a `/v1/responses` message, and what chat calls them.
 _PARTS = {"input_text": "text", "output_text": "text", "input_image": "image_url", "input_file": "file"}
 
@@ -61,19 +57,6 @@ class ModelRequest:
     def abridged(self) -> bool:
         """Whether most of it was not read."""
         return self.model_spans is not None
-
-
-def intricate(raw: bytes) -> bool:
-    """Whether reading the body would take so long that other calls had to wait for it: it is then relayed unread.
-
-    A body of megabytes is an image, one string; one with as many separate values is nobody's decision.
-    """
-    if len(raw) <= _SURELY_QUICK:
-        return False
-    if raw.count(b'"') > 2 * _MOST_VALUES:
-        return True
-    outside = _STRING.sub(b"", raw)
-    return sum(map(outside.count, (b",", b"{", b"[", b":"))) > _MOST_VALUES
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -140,7 +123,10 @@ def parse_decisions(raw: bytes) -> ModelRequest:
 
 
 def with_model(raw: bytes, model: str, spans: Sequence[tuple[int, int]] | None = None) -> bytes:
-    """The body with its top-level "model" replaced and every other byte as it was; `spans`: where it stands, if known."""
+    """The body with its top-level "model" replaced and every other byte as it was.
+
+    `spans` are the places where it stands, where they are known.
+    """
     value = orjson.dumps(model)
     pieces: list[bytes | memoryview] = []
     end, view = 0, memoryview(raw)  # megabytes are copied once

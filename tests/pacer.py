@@ -1,11 +1,12 @@
-"""A steady stream of calls that a gateway should answer itself, and how late each answer was.
+"""A steady stream of calls that a gateway should answer itself, and what the gateway did until it had answered each.
 
-    with Pacer(gateway.port, "lost my card", "card_lost") as pacer:
+    with Pacer(gateway, "lost my card", "card_lost") as pacer:
         ...
-    pacer.late  # milliseconds
+    pacer.longest  # milliseconds
 
-It runs in a process of its own, so that what the test does meanwhile holds up none of its calls. A call is late from
-the moment at which it was due, so that one that had to wait for the one before counts with its wait.
+It runs in a process of its own, so that what the test does meanwhile holds up none of its calls. Time is that which the
+gateway's process has used, not that on the clock: while a gateway works on something else, the two are the same, but
+the clock also shows what other work the machine has.
 """
 
 import json
@@ -16,17 +17,23 @@ import threading
 import time
 from typing import Self
 
-from tests.serving import ROOT
+from tests.serving import ROOT, GatewayProcess
 
 _BODY = '{"model":"tracer/%s","messages":[{"role":"user","content":%s}]}'
 
 
 class Pacer:
-    """Asks the project's policy for `text` so many times a second until the context ends; `label` is the answer."""
+    """Asks the project's policy for `text` so many times a second until the context ends; `label` is the answer.
 
-    def __init__(self, port: int, text: str, label: str, project: str = "p", per_second: float = 100.0) -> None:
-        self._arguments = [str(port), project, text, label, str(per_second)]
-        self.late: list[float] = []
+    `used` and `waited` are the milliseconds of each call: what the gateway's process used of them, and all.
+    """
+
+    def __init__(
+        self, gateway: GatewayProcess, text: str, label: str, project: str = "p", per_second: float = 100.0
+    ) -> None:
+        self._arguments = [str(gateway.port), str(gateway.process.pid), project, text, label, str(per_second)]
+        self.used: list[float] = []
+        self.waited: list[float] = []
         self.wrong = 0
 
     def __enter__(self) -> Self:
@@ -44,24 +51,30 @@ class Pacer:
     def __exit__(self, *_: object) -> None:
         told, _unused = self._process.communicate(timeout=30)
         found = json.loads(told)
-        self.late, self.wrong = found["late"], found["wrong"]
+        self.used, self.waited, self.wrong = found["used"], found["waited"], found["wrong"]
 
     @property
     def longest(self) -> float:
-        """How late the latest answer was, in milliseconds."""
-        return max(self.late)
+        """The most that the gateway did before it had answered a call, in milliseconds of its own."""
+        return max(self.used)
 
-    def within(self, share: float) -> float:
-        """The milliseconds within which this share of the answers came."""
-        return sorted(self.late)[int(share * (len(self.late) - 1))]
+    def __str__(self) -> str:
+        used, waited = (sorted(times) for times in (self.used, self.waited))
+        p99 = int(0.99 * (len(used) - 1))
+        return (
+            f"{len(used)} calls, used p99 {used[p99]:.1f} longest {used[-1]:.1f} ms, "
+            f"on the clock p99 {waited[p99]:.1f} longest {waited[-1]:.1f} ms"
+        )
 
 
-def main(port: int, project: str, text: str, label: str, per_second: float) -> None:
+def main(port: int, process: int, project: str, text: str, label: str, per_second: float) -> None:
     """Call until stdin ends, then write what was seen as JSON."""
     body = (_BODY % (project, json.dumps(text))).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
     wanted = b'"content":%b' % json.dumps(label).encode()
-    late: list[float] = []
+    clock = ~process << 3 | 2  # the CPU time of all of a process, as clock_getcpuclockid(3) has it on Linux
+    used: list[float] = []
+    waited: list[float] = []
     wrong = 0
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
@@ -72,12 +85,14 @@ def main(port: int, project: str, text: str, label: str, per_second: float) -> N
         due = time.monotonic()
         while not ended.is_set():
             time.sleep(max(0.0, due - time.monotonic()))
+            started, before = time.monotonic(), time.clock_gettime(clock)
             connection.sendall(head + body)
             answer = _answer(connection)
-            late.append(1e3 * (time.monotonic() - due))
+            used.append(1e3 * (time.clock_gettime(clock) - before))
+            waited.append(1e3 * (time.monotonic() - started))
             wrong += not (answer.startswith(b"HTTP/1.1 200") and wanted in answer)
-            due += 1 / per_second
-    sys.stdout.write(json.dumps({"late": late, "wrong": wrong}))
+            due = max(due + 1 / per_second, time.monotonic())
+    sys.stdout.write(json.dumps({"used": used, "waited": waited, "wrong": wrong}))
 
 
 def _answer(connection: socket.socket) -> bytes:
@@ -94,4 +109,4 @@ def _answer(connection: socket.socket) -> bytes:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:5], float(sys.argv[5]))
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:6], float(sys.argv[6]))

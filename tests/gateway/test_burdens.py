@@ -44,7 +44,7 @@ class World:
 
     def pacer(self) -> Pacer:
         """Calls that the gateway answers."""
-        return Pacer(self.gateway.port, self.text, self.label)
+        return Pacer(self.gateway, self.text, self.label)
 
     def memory(self) -> float:
         """Of the gateway, in MB."""
@@ -81,6 +81,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path, handled
             assert found.post(_one_string(30)).status_code == 200
             upstream.requests.clear()
             yield found
+
 
 
 def _chat(content: Any, **more: Any) -> bytes:
@@ -145,8 +146,7 @@ def _unnoticed(world: World) -> Iterator[None]:
         time.sleep(_SECONDS / 4)
         yield
         time.sleep(_SECONDS / 4)
-    print(f"\nalone p99 {alone.within(0.99):.1f}, longest {alone.longest:.1f} ms; "
-          f"beside p99 {beside.within(0.99):.1f}, longest {beside.longest:.1f} ms of {len(beside.late)}")
+    print(f"\nalone: {alone}\nbeside: {beside}")
     assert (alone.wrong, beside.wrong) == (0, 0)
     assert beside.longest <= alone.longest + MOST_MORE_MS
 
