@@ -32,7 +32,7 @@ _RELIABILITY_PRIOR = 5.0
 # Some fifty weights learn no more from a million rows than from these.
 _MOST_ROWS = 30_000
 _USUAL_LENGTHS = (0.01, 0.99)
-_N_TOP = 3
+N_TOP = 3
 _TAIL = 7
 
 
@@ -79,12 +79,12 @@ def similarity_column(n_features: int, extra: int) -> int:
 
 def view_width(n_labels: int) -> int:
     """Columns a view."""
-    return min(_N_TOP, n_labels) + _TAIL
+    return min(N_TOP, n_labels) + _TAIL
 
 
 def gap_column(n_labels: int) -> int:
     """Where the logits' gap stands in the accept features."""
-    return min(_N_TOP, n_labels) + 2
+    return min(N_TOP, n_labels) + 2
 
 
 def describe(scores: Scores) -> Table:
@@ -99,7 +99,7 @@ def describe(scores: Scores) -> Table:
     rows, wide = np.arange(len(views)), views.shape[2]
     predicted = views[:, 0].argmax(axis=1)
     probabilities = softmax(views)
-    n_top = min(_N_TOP, wide)
+    n_top = min(N_TOP, wide)
     top = -np.partition(-probabilities, range(n_top), axis=2)[:, :, :n_top]
     own_probability = probabilities[rows, :, predicted][:, :, None]
     own = views[rows, :, predicted]

@@ -4,14 +4,19 @@ A text is lower-cased and tokenised once; the same ids index the lexical rows (u
 static word vectors.
 """
 
+import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+from policies.word_cache import word_cache
 
 Ids = NDArray[np.int64]
 
@@ -20,6 +25,9 @@ MAX_CHARS = 16_384
 # Bigrams share this many buckets; two that collide share a weight.
 BIGRAM_BUCKETS = 2**18
 _BIGRAM_FACTOR = 31_337
+# Texts whose tokens the tokenizer remembers. It forgets none, so the ten thousand it would take are tens of megabytes
+# for the first ten thousand texts; of those that come again and again most are among the first few.
+_REMEMBERED = 256
 # Texts tokenised at a time: the token lists of a million texts would not fit in memory.
 _TEXTS_AT_ONCE = 20_000
 
@@ -61,6 +69,20 @@ class TextEncoder:
             raise ValueError(f"not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._words = word_cache(self._tokenizer, tokenizer_json)
+        # A private name, and not every kind of model has it.
+        if resize := getattr(self._tokenizer.model, "_resize_cache", None):
+            resize(_REMEMBERED)
+
+    @classmethod
+    def shared(cls, tokenizer_json: bytes) -> "TextEncoder":
+        """As the constructor; who asks for the same tokenizer again while it is in use gets the one there is."""
+        digest = hashlib.sha256(tokenizer_json).digest()
+        with _SHARING:
+            found = _SHARED.get(digest)
+            if found is None:
+                found = _SHARED[digest] = cls(tokenizer_json)
+            return found
 
     @classmethod
     def read(cls, path: Path) -> "TextEncoder":
@@ -74,14 +96,18 @@ class TextEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text; empty for a text that holds nothing but white space."""
+        lowered = text.lower()
+        try:
+            ids = None if self._words is None else self._words.encode(lowered)
+            return self._encode_whole(lowered) if ids is None else ids
+        except TypeError:  # a lone surrogate cannot cross into Rust
+            return self._encode_whole(_without_surrogates(lowered))
+
+    def _encode_whole(self, text: str) -> list[int]:
         if not text or text.isspace():
             return []
         # The way for many texts is the quicker one for one text, too, and lets other threads run meanwhile.
-        try:
-            return self._tokenizer.encode_batch_fast([text.lower()], add_special_tokens=False)[0].ids
-        except TypeError:  # a lone surrogate cannot cross into Rust
-            clean = _without_surrogates(text).lower()
-            return self._tokenizer.encode_batch_fast([clean], add_special_tokens=False)[0].ids
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def encode_many(self, texts: Sequence[str]) -> Tokens:
         """Token ids of each text, the same ids that `encode` gives."""
@@ -97,6 +123,10 @@ class TextEncoder:
         return Tokens.of([row.ids for row in self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)])
 
 
+_SHARED: WeakValueDictionary[bytes, TextEncoder] = WeakValueDictionary()
+_SHARING = threading.Lock()
+
+
 def raw_features(tokens: Sequence[int], vocabulary_size: int) -> Ids:
     """Lexical features of a text, each once however often it occurs: its token ids, then its hashed bigrams.
 
@@ -104,7 +134,8 @@ def raw_features(tokens: Sequence[int], vocabulary_size: int) -> Ids:
     length it takes half as long as numpy.
     """
     bigrams = [(a * _BIGRAM_FACTOR + b) % BIGRAM_BUCKETS + vocabulary_size for a, b in pairwise(tokens)]
-    return np.array(list(dict.fromkeys([*tokens, *bigrams])), np.int64)
+    features = [*tokens, *bigrams]
+    return np.array(features if len(set(features)) == len(features) else list(dict.fromkeys(features)), np.int64)
 
 
 def raw_features_of(tokens: Tokens, vocabulary_size: int) -> tuple[Ids, Ids]:
@@ -118,10 +149,12 @@ def raw_features_of(tokens: Tokens, vocabulary_size: int) -> tuple[Ids, Ids]:
 
 def text_inputs(tokens: Sequence[int], n_lexical_tokens: int | None) -> dict[str, Ids]:
     """What a graph is fed for a text: `ids`, and `features` unless it has no lexical block (None)."""
-    ids = np.array(tokens, np.int64)
-    return (
-        {"ids": ids} if n_lexical_tokens is None else {"ids": ids, "features": raw_features(tokens, n_lexical_tokens)}
-    )
+    if n_lexical_tokens is None:
+        return {"ids": np.array(tokens, np.int64)}
+    features = raw_features(tokens, n_lexical_tokens)
+    n = len(tokens)
+    # Where nothing comes twice, as in most texts, the features begin with the ids.
+    return {"ids": features[:n] if len(features) == 2 * n - 1 else np.array(tokens, np.int64), "features": features}
 
 
 def _without_surrogates(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Reason(StrEnum):
@@ -66,9 +67,8 @@ class Answer:
     arguments: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LocalDecision:
-    """What a policy says of one input.
+class LocalDecision(NamedTuple):
+    """What a policy says of one input. A named tuple, which takes half the time of a frozen dataclass to make.
 
     `label` is the surrogate's answer when `handled`, else None. `accept_score` lies in 0..1, 0.0 where nothing was
     scored. `stage` is the index of the stage that answered, -1 when deferred. `reason` is None when `handled`.

@@ -55,6 +55,9 @@ def test_the_graph_is_fed_ids_and_features() -> None:
     assert fed["ids"].tolist() == [5, 6]
     assert len(fed["features"]) == 3
     assert set(text_inputs([5, 6], None)) == {"ids"}
+    assert text_inputs([5, 6, 5, 6], 100)["ids"].tolist() == [5, 6, 5, 6]
+    assert text_inputs([5, 5, 5], 100)["ids"].tolist() == [5, 5, 5]
+    assert text_inputs([5], 100)["ids"].tolist() == [5]
 
 
 def test_rows_have_unit_norm_and_rare_features_are_dropped(encoder: TextEncoder) -> None:
