@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check long-tests fuzz bench clean
+.PHONY: demo test lint types check long-tests fuzz bench peers clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/flywheel.py
 	$(BIN)/python bench/calibration.py
+
+# What a call costs, beside other gateways: Linux with wrk, nginx and node; installs the peers, takes twenty minutes.
+peers: $(VENV)/.installed
+	$(BIN)/python bench/peers.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

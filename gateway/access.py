@@ -118,9 +118,8 @@ class OpenAccess(Access):
 
     def enter(self, scope: Scope) -> Caller:
         """Anybody. Raises HostNotAllowed where a browser calls by a name from elsewhere."""
-        if not any(
-            name in _OF_PAGES or (name == b"user-agent" and b"Mozilla/" in value) for name, value in scope["headers"]
-        ):
+        given = dict(scope["headers"])
+        if _OF_PAGES.isdisjoint(given) and b"Mozilla/" not in given.get(b"user-agent", b""):
             return ANYBODY
         for name, value in scope["headers"]:
             if name == b"host" and not self._allows(value):

@@ -1,7 +1,7 @@
 """A label's answer as the chat completion that carries it: whole, or as server-sent events."""
 
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.encoding import encoded
 from policies.types import Answer, AnswerKind
@@ -19,8 +19,7 @@ NO_USAGE = (
 _DONE = b"data: [DONE]\n\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """What stands around an answer.
 
     `finish_reason` is for a tool call; a text ends with "stop". `usage` is JSON, `version` the policy's.

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from gateway.access import check_access
 from gateway.asgi import LOCAL_HEADERS
@@ -16,6 +17,7 @@ from gateway.endpoints.chat import Chat
 from gateway.endpoints.classify import Classify
 from gateway.endpoints.decisions import Decisions
 from gateway.endpoints.health import Health, Liveness, MetricsPage, Readiness
+from gateway.endpoints.model import ModelEndpoint
 from gateway.endpoints.openapi import OpenApi
 from gateway.endpoints.passthrough import Passthrough
 from gateway.endpoints.predict import Predict, PredictBatch
@@ -23,28 +25,54 @@ from gateway.endpoints.responses import Responses
 from gateway.errors import AnswerableError, InternalError, MethodNotAllowed, NotFound
 from gateway.services import Services, build_services
 from gateway.settings import Settings
+from gateway.shared_metrics import MetricsFolder
 
 
-def create_app(settings: Settings, environ: Mapping[str, str] = os.environ) -> Starlette:
-    """The gateway as an ASGI app; raises SettingsError. Nothing is opened before its lifespan starts."""
+class Gateway(Starlette):
+    """The routes of one gateway. Calls of a model skip the layers that only the others need."""
+
+    def __init__(self, services: Services) -> None:
+        models: list[ModelEndpoint] = [Chat(services), Responses(services), Decisions(services)]
+        super().__init__(
+            routes=[*(Route(f"/v1{m.surface}", m, methods=["POST"]) for m in models), *_routes(services)],
+            exception_handlers={HTTPException: _refused, Exception: _failed},
+            lifespan=lambda _: _running(services),
+        )
+        self.state.services = services
+        # A redirect would send a client's POST, and its key, on a detour; the API has one spelling of each path.
+        self.router.redirect_slashes = False
+        self._models = {f"/v1{endpoint.surface}": endpoint for endpoint in models}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one call."""
+        endpoint = self._models.get(scope.get("path", "")) if scope.get("method") == "POST" else None
+        if endpoint is None:
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        try:
+            await endpoint(scope, receive, send)
+        except Exception as error:
+            # As Starlette does; where an answer has begun the server refuses another and hangs up.
+            response = await _failed(Request(scope), error)
+            with contextlib.suppress(RuntimeError):
+                await response(scope, receive, send)
+            raise
+
+
+def create_app(
+    settings: Settings, environ: Mapping[str, str] = os.environ, folder: MetricsFolder | None = None
+) -> Starlette:
+    """The gateway as an ASGI app; raises SettingsError. Nothing is opened before its lifespan starts.
+
+    `folder` is what this process counts in where it is one of several workers.
+    """
     check_access(settings)
-    services = build_services(settings, environ)
-    app = Starlette(
-        routes=_routes(services),
-        exception_handlers={HTTPException: _refused, Exception: _failed},
-        lifespan=lambda _: _running(services),
-    )
-    app.state.services = services
-    # A redirect would send a client's POST, and its key, on a detour; the API has one spelling of each path.
-    app.router.redirect_slashes = False
-    return app
+    return Gateway(build_services(settings, environ, folder))
 
 
 def _routes(services: Services) -> list[Route]:
     return [
-        Route("/v1/chat/completions", Chat(services), methods=["POST"]),
-        Route("/v1/responses", Responses(services), methods=["POST"]),
-        Route("/v1/decisions", Decisions(services), methods=["POST"]),
         Route("/v1/{path:path}", Passthrough(services)),
         Route("/predict", Predict(services), methods=["POST"]),
         Route("/predict_batch", PredictBatch(services), methods=["POST"]),
@@ -70,6 +98,7 @@ async def _running(services: Services) -> AsyncIterator[None]:
         stack.push_async_callback(services.access.stop)
         await services.registry.start()
         stack.push_async_callback(services.registry.stop)
+        services.metrics.workers.set(1)
         yield
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
@@ -11,6 +12,10 @@ from gateway.encoding import JSON, encoded
 from gateway.errors import AnswerableError, BodyTooLarge, ClientGone, RequestTimeout
 
 Headers = list[tuple[bytes, bytes]]
+
+ON_LEAVE = "tracer.on_leave"
+"""What our server adds to a scope: given a function, it calls it once when the client leaves (None: it does not), and
+says whether the client is still there."""
 
 _NONE = b"none"
 
@@ -50,14 +55,15 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
-    """The whole request body. Raises BodyTooLarge over `limit` bytes, ClientGone where the client leaves midway.
+async def read_body(given: Mapping[bytes, bytes], receive: Receive, limit: int, seconds: float) -> bytes:
+    """The whole body of a request with the headers `given`.
 
+    Raises BodyTooLarge over `limit` bytes, ClientGone where the client leaves midway.
     What has not come with the first piece must come within `seconds`, or RequestTimeout is raised.
     """
-    declared = header(scope, b"content-length")
-    if declared is not None and declared.isdecimal() and int(declared) > limit:
-        raise BodyTooLarge(f"The body has {declared} bytes; the limit is {limit}.")
+    declared = given.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > limit:
+        raise BodyTooLarge(f"The body has {int(declared)} bytes; the limit is {limit}.")
     first = await receive()
     if first["type"] == "http.request" and not first.get("more_body", False):
         # The common case, without a timer. (The server itself bounds the wait for one piece: gateway/protocol.py.)
@@ -109,7 +115,8 @@ def batch_headers(project: str, policy_version: str | None) -> Headers:
 async def send_bytes(send: Send, status: int, content_type: bytes, body: bytes, headers: Headers) -> None:
     """One whole answer."""
     framing: Headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": framing + headers})
+    # `whole` is ours: the server may wait for the body, which follows at once, and send both in one piece.
+    await send({"type": "http.response.start", "status": status, "headers": framing + headers, "whole": True})
     await send({"type": "http.response.body", "body": body})
 
 

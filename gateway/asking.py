@@ -17,7 +17,7 @@ async def ask(services: Services, exchange: Exchange, upstream: Upstream, surfac
     kept = [(name, value) for name, value in exchange.scope["headers"] if name in account]
     headers = [(b"content-type", JSON), (b"accept", JSON), *kept]
     call = UpstreamCall("POST", surface, b"", headers, body)
-    client = Client(exchange.receive, _discard)
+    client = Client(exchange.scope, exchange.receive, _discard)
     outcome = await forward(upstream, call, client, [], services.metrics, services.places, copied=True, whole=True)
     # A no to a question of the gateway's own, of a model the client never named, is no verdict on the client's key.
     if outcome.status < 400:

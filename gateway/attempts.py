@@ -5,7 +5,6 @@ where the answer allows it; a fallback's answer is taken only where it is a succ
 """
 
 import asyncio
-import dataclasses
 import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +39,9 @@ class Guarded:
         self._upstream = upstream
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
         self._metrics = metrics
-        metrics.breaker_open.labels(self.name).set(0)
+        self._is_open = metrics.breaker_open.labels(self.name)
+        self._is_open.set(0)
+        self._shown = False
 
     async def start(self) -> None:
         """Open what needs a running loop."""
@@ -78,7 +79,7 @@ class Guarded:
             message = f"The upstream {self.name!r} failed too often in a row; it is asked again in a while."
             raise UpstreamUnavailable(message, math.ceil(wait))
         upload = None if isinstance(call.body, bytes) else _Upload(call.body)
-        asked = call if upload is None else dataclasses.replace(call, body=upload)
+        asked = call if upload is None else call._replace(body=upload)
         ticket = self._breaker.enter()
         try:
             answer = await self._upstream.send(asked)
@@ -94,7 +95,12 @@ class Guarded:
                 self._count(f"status_{answer.status // 100}xx")
             return answer
         finally:
-            self._metrics.breaker_open.labels(self.name).set(self._breaker.open)
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._shown is not self._breaker.open:
+            self._shown = self._breaker.open
+            self._is_open.set(self._shown)
 
     def _failed(self, ticket: Ticket, error: BaseException, upload: "_Upload | None") -> None:
         if isinstance(error, UpstreamUnreachable):
@@ -221,7 +227,7 @@ async def _from(fallback: Fallback, call: UpstreamCall) -> UpstreamAnswer | None
     if not 200 <= answer.status < 300:
         await (await _ahead(answer)).close()
         return None
-    answer.origin = dataclasses.replace(answer.origin, model=fallback.model, fallback=True)
+    answer.origin = answer.origin._replace(model=fallback.model, fallback=True)
     return answer
 
 

@@ -1,25 +1,22 @@
 """`tracer serve` and `tracer check-config`."""
 
-import gc
-import logging
 import os
-import signal
 import socket
 import sys
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-import uvicorn
-from starlette.applications import Starlette
 
 from gateway.access import check_access
-from gateway.app import create_app
 from gateway.errors import SettingsError
-from gateway.server import server_config
-from gateway.services import Services
-from gateway.settings import Settings, build_settings, load_settings
+from gateway.logs import log_to_stderr
+from gateway.settings import MOST_WORKERS, Settings, api_key, build_settings, load_settings
+from gateway.shared_metrics import MetricsFolder
+from gateway.shares import check_shares
+from gateway.supervisor import BACKLOG, Supervisor
 
 app = typer.Typer(add_completion=False)
 
@@ -34,10 +31,6 @@ class Mode(StrEnum):
 
 _DEFAULT_POLICY = Path(".tracer")
 _ONLY_UPSTREAM = "default"
-_ACCESS = {
-    "keys": "keys of {0.keys_file}",
-    "passthrough": "the upstream judges the client's own key, for {0.key_seconds:g} seconds at a time",
-}
 
 
 @app.command()
@@ -47,6 +40,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one. [default: 8000]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=MOST_WORKERS, help="Processes to serve with. [default: 1]")
     ] = None,
     upstream: Annotated[str | None, typer.Option(help="Base URL of an OpenAI-compatible API to forward to.")] = None,
     project: Annotated[str | None, typer.Option(help="Name of the policy's project. [default: default]")] = None,
@@ -58,7 +54,7 @@ def serve(
     ] = None,
 ) -> None:
     """Answer calls a policy is certified for, and forward the rest."""
-    _log_to_stderr()
+    log_to_stderr()
     try:
         if config is not None:
             _refuse_beside_config(policy, upstream, project, teacher, access, keys, api_key_env)
@@ -66,11 +62,11 @@ def serve(
         else:
             tree = _tree(policy, upstream, project or "default", teacher, api_key_env) | _access(access, keys)
             settings = build_settings(tree, os.environ)
-        settings = _listening_on(settings, host, port)
-        gateway = create_app(settings, os.environ)
+        settings = _on_this_machine(settings, host, port, workers)
+        _check(settings)
     except SettingsError as error:
         _fail(str(error))
-    _run(gateway, settings)
+    _run(settings)
 
 
 @app.command("check-config")
@@ -78,16 +74,10 @@ def check_config(file: Annotated[Path, typer.Argument(help="The YAML file to che
     """Say whether a configuration is valid; exit 1 with the offending keys where it is not."""
     try:
         settings = load_settings(file, os.environ)
-        check_access(settings)
+        _check(settings)
     except SettingsError as error:
         _fail(str(error))
     typer.echo(f"{file}: valid; {len(settings.projects)} projects, {len(settings.upstreams)} upstreams")
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("alembic", "httpx"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _tree(
@@ -121,62 +111,42 @@ def _refuse_beside_config(*given: object) -> None:
         )
 
 
-def _listening_on(settings: Settings, host: str | None, port: int | None) -> Settings:
-    given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+def _on_this_machine(settings: Settings, host: str | None, port: int | None, workers: int | None) -> Settings:
+    options = {"host": host, "port": port, "workers": workers}
+    given = {key: value for key, value in options.items() if value is not None}
     return settings.model_copy(update={"server": settings.server.model_copy(update=given)})
 
 
-def _run(gateway: Starlette, settings: Settings) -> None:
+def _check(settings: Settings) -> None:
+    check_access(settings)
+    check_shares(settings)
+    for name in settings.upstreams:
+        api_key(settings, name, os.environ)
+
+
+def _run(settings: Settings) -> None:
     server = settings.server
     try:
-        listener = socket.create_server((server.host, server.port), family=_family(server.host), backlog=2048)
+        listener = socket.create_server((server.host, server.port), family=_family(server.host), backlog=BACKLOG)
     except OSError as error:
         _fail(f"cannot listen on {server.host}:{server.port}: {error.strerror or error}")
-    config = server_config(gateway, server)
-    # uvicorn raises the signal that stopped it again when it is done: then it is time to leave, with a good conscience.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
-    running = _Server(config, gateway.state.services, listener.getsockname()[:2])
-    running.run(sockets=[listener])
-    if not running.started:
-        sys.exit(3)
+    if server.workers > 1:
+        sys.exit(_supervise(settings, listener))
+    # By name: the supervisor of several workers needs nothing of what serves.
+    import_module("gateway.server").serve(settings, listener, _say_ready)
 
 
-class _Server(uvicorn.Server):
-    """Says what it serves when it has started."""
-
-    def __init__(self, config: uvicorn.Config, services: Services, address: tuple[str, int]) -> None:
-        super().__init__(config)
-        self._services = services
-        self._address = address
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            # What start-up made stays: no collection need look at it again while a call waits.
-            gc.collect()
-            gc.freeze()
-            typer.echo(_banner(self._services, *self._address))
-            sys.stdout.flush()
+def _supervise(settings: Settings, listener: socket.socket) -> int:
+    try:
+        folder = MetricsFolder.create()
+    except OSError as error:
+        _fail(f"there is no place for the metrics of several workers: {error}")
+    return Supervisor(settings, listener, folder, _say_ready).run()
 
 
-def _banner(services: Services, host: str, port: int) -> str:
-    settings = services.settings
-    shown = f"[{host}]" if ":" in host else host
-    lines = [f"tracer gateway on http://{shown}:{port} (OpenAI base URL http://{shown}:{port}/v1)"]
-    for name in settings.projects:
-        serving = services.registry.serving(name)
-        version = f" {serving.version}" if serving.version else ""
-        upstream = settings.upstream_of(name)
-        forwards = f"forwards to {upstream}" if upstream else "decision server: no upstream, deferred calls get 503"
-        lines.append(f"  project {name}: {serving.state}{version}; {forwards}")
-        if serving.detail:
-            lines.append(f"    {serving.detail}")
-    if settings.access.mode != "none":
-        lines.append(f"  access: {_ACCESS[settings.access.mode].format(settings.access)}")
-    for name, upstream_settings in settings.upstreams.items():
-        lines.append(f"  upstream {name}: {upstream_settings.base_url or upstream_settings.provider}")
-    return "\n".join([*lines, "ready"])
+def _say_ready(banner: str) -> None:
+    typer.echo(banner)
+    sys.stdout.flush()
 
 
 def _family(host: str) -> socket.AddressFamily:

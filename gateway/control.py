@@ -1,18 +1,17 @@
 """What a caller asks of one call, in `x-tracer-*` request headers; and the answer to `x-tracer-explain`."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
-
-from starlette.types import Scope
 
 from gateway.decide import Decision
 from gateway.errors import InvalidRequest
 from gateway.registry import Serving
 from policies.types import Reason
 
-_PREFIX = b"x-tracer-"
+_NAMES = frozenset({b"x-tracer-project", b"x-tracer-mode", b"x-tracer-min-agreement", b"x-tracer-explain"})
 _SHOWN = 200  # characters of a guess
 
 
@@ -37,11 +36,14 @@ class Control:
 NO_CONTROL = Control()
 
 
-def read_control(scope: Scope) -> Control:
-    """The request's x-tracer headers; raises InvalidRequest for a value that is none of theirs."""
-    pairs = [pair for pair in scope["headers"] if pair[0].startswith(_PREFIX)]
-    if not pairs:
+def read_control(headers: Iterable[tuple[bytes, bytes]], names: Iterable[bytes]) -> Control:
+    """What the request's x-tracer headers ask for; raises InvalidRequest for a value that is none of theirs.
+
+    `names` are those of the headers: nearly every call is done with once they are looked at.
+    """
+    if _NAMES.isdisjoint(names):
         return NO_CONTROL
+    pairs = [pair for pair in headers if pair[0] in _NAMES]
     given = {name: value.decode("latin-1") for name, value in pairs}
     if len(given) < len(pairs):
         raise InvalidRequest("An x-tracer header is given twice.")

@@ -1,31 +1,36 @@
 """(project, input) -> Decision: who answers this call, and why."""
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
+from functools import partial
 from time import perf_counter
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.errors import ScorersBusy
 from gateway.metrics import Metrics
 from gateway.registry import Serving
+from gateway.scorers import Scorers
+from gateway.settings import ServerSettings
+from policies.policy import Policy
 from policies.types import LocalDecision, Reason
 
-T = TypeVar("T")
+Value = str | NDArray[np.float32]
+Watched = Callable[[], AbstractContextManager[None]]
+
+_Said = LocalDecision | BaseException | None
 
 logger = logging.getLogger(__name__)
 
-# Inputs that may be with the encoder at a time; the teacher takes what comes on top.
-_MOST_ENCODING = 16
-_ENCODING_THREADS = 4
-# Later than this the teacher itself would be as quick.
-_LONGEST_SECONDS = 1.0
+# A text of so many characters takes about a millisecond (a quarter of it in English): longer ones leave the event loop.
+LONG_CHARS = 1_500
+# Of a batch, a thread does so much at a time: other calls, and the event loop, come in between.
+_WHILE_SECONDS = 2e-3
 # Reasons that come after scoring: only then does a score mean anything.
 _SCORED = frozenset({None, Reason.UNCERTAIN, Reason.NOVEL})
 
@@ -39,8 +44,7 @@ class Lane(StrEnum):
     NONE = "none"  # nobody: the call was to stay here, and was deferred
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What happens to one call. `label` is the surrogate's where the call is handled, else None.
 
     `accept_score` is None where nothing was scored, `stage` is -1 where nothing was answered. `guess` is what the
@@ -63,41 +67,41 @@ class Decision:
 
     def put_off(self, reason: Reason) -> "Decision":
         """The same, deferred for a reason that has nothing to do with its score."""
-        return replace(self, lane=Lane.TEACHER, label=None, reason=reason, stage=-1)
+        return self._replace(lane=Lane.TEACHER, label=None, reason=reason, stage=-1)
 
     def completed_by(self, lane: Lane) -> "Decision":
         """The same label, with arguments that another lane writes."""
-        return replace(self, lane=lane, reason=Reason.ARGUMENTS)
+        return self._replace(lane=lane, reason=Reason.ARGUMENTS)
 
 
 class Decider:
-    """Decides on inputs, on the event loop where that takes microseconds, in a thread where an encoder is needed."""
+    """Decides on inputs: on the event loop where that takes microseconds, else on a scorer's threads."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
         self._metrics = metrics
-        # Threads of their own: an encoder that hangs must not hold up what else leaves the event loop.
-        self._threads = ThreadPoolExecutor(_ENCODING_THREADS, "encoder")
-        self._encoding = 0
+        self._scorers = Scorers(settings, metrics)
 
-    async def decide(self, serving: Serving, text: str, agreement: float | None = None) -> Decision:
+    async def decide(
+        self, serving: Serving, text: str, agreement: float | None = None, watched: Watched = nullcontext
+    ) -> Decision:
         """Decide on one text; `agreement`: how much of it is asked for, where that is more than was fitted for.
 
-        Never raises: a fault in scoring is a reason to defer, logged and counted.
-
-        What the encoder cannot take, or has not answered within a second, is deferred as busy.
+        Never raises: a fault in scoring is a reason to defer, logged and counted. What would wait too long for an
+        encoder, or does, is deferred as busy. Only what `watched` raises goes through: it goes round whatever leaves
+        the event loop, for as long as that takes.
         """
+        policy = serving.policy
+        if len(text) > LONG_CHARS and policy is not None:
+            return await self._elsewhere(serving, policy, text, agreement, watched)
+        if policy is None or not policy.slow:
+            return self.decide_here(serving, text, agreement)
         started = perf_counter()
         try:
-            policy = serving.policy
-            if policy is None or not policy.slow:
-                return self.decide_here(serving, text, agreement)
             local = policy.decide_quickly(text, agreement)
-            if local is None:
-                local = await self._slowly(lambda: policy.decide(text, agreement))
-                if local is None:
-                    return deferred(serving, Reason.BUSY)
         except Exception as error:  # noqa: BLE001 - the border of local scoring: any fault ends in a forward
             return self._failed(serving, error)
+        if local is None:
+            return await self._elsewhere(serving, policy, text, agreement, watched)
         self._metrics.decision_seconds.observe(perf_counter() - started)
         return of_local(local, serving)
 
@@ -116,51 +120,99 @@ class Decider:
         self._metrics.decision_seconds.observe(perf_counter() - started)
         return of_local(local, serving)
 
+    async def decide_rows(self, serving: Serving, rows: Sequence[Value], agreement: float | None) -> list[Decision]:
+        """As `decide` on each of many texts or embeddings, which wait as long as it takes.
+
+        A few milliseconds of them are with a thread at a time, so that other calls come in between.
+        """
+        policy = serving.policy
+        if policy is None:
+            return [deferred(serving, serving.reason)] * len(rows)
+        scorer, found = self._scorers.of(policy), list[_Said]()
+        while len(found) < len(rows):
+            work = partial(_for_a_while, policy, rows[len(found) :], agreement)
+            found += await scorer.run(work, patient=True)
+        undecided = [i for i, said in enumerate(found) if said is None]
+        for start in range(0, len(undecided), policy.at_once):
+            part = undecided[start : start + policy.at_once]
+            texts = [str(rows[i]) for i in part]
+            asking = [scorer.decide(policy, text, agreement, patient=True) for text in texts]
+            for i, told in zip(part, await asyncio.gather(*asking, return_exceptions=True), strict=True):
+                found[i] = told
+        return [self._of_said(serving, said) for said in found]
+
     async def probabilities(
-        self, serving: Serving, text: str, agreement: float | None = None
+        self, serving: Serving, text: str, agreement: float | None = None, stage: int = -1
     ) -> dict[str, float] | None:
-        """The policy's probability of each label; None where it has none to give, or scoring fails."""
+        """The policy's probability of each label; None where it has none to give, or scoring fails.
+
+        `stage` is the one that has decided with the same agreement, where that is known: it may need no encoder.
+        """
         policy = serving.policy
         if policy is None:
             return None
         try:
-            if policy.slow:
-                return await self._slowly(lambda: policy.probabilities(text, agreement))
+            if len(text) > LONG_CHARS or policy.encodes(stage):
+                return await self._scorers.of(policy).run(partial(policy.probabilities, text, agreement))
             return policy.probabilities(text, agreement)
+        except ScorersBusy:
+            return None
         except Exception as error:  # noqa: BLE001 - the border of local scoring: any fault ends in a forward
             self._failed(serving, error)
             return None
 
     def close(self) -> None:
-        """Let the threads end; what waits in them is dropped."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Let the threads end; what waits for them is dropped."""
+        self._scorers.close()
 
-    async def _slowly(self, decide: Callable[[], T]) -> T | None:
-        """What `decide` says; None where it would wait too long. A call given up keeps its place until it is over."""
-        if self._encoding >= _MOST_ENCODING:
-            return None
-        self._encoding += 1
-        loop = asyncio.get_running_loop()
-        running = self._threads.submit(decide)
-        running.add_done_callback(lambda _: _call_soon(loop, self._free_place))
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(running), _LONGEST_SECONDS)
-        except TimeoutError:
-            return None
+    async def _elsewhere(
+        self, serving: Serving, policy: Policy, text: str, agreement: float | None, watched: Watched
+    ) -> Decision:
+        started = perf_counter()
+        with watched():
+            try:
+                local = await self._slowly(policy, text, agreement)
+            except ScorersBusy:
+                return deferred(serving, Reason.BUSY)
+            except Exception as error:  # noqa: BLE001 - the border of local scoring: any fault ends in a forward
+                return self._failed(serving, error)
+        self._metrics.decision_seconds.observe(perf_counter() - started)
+        return of_local(local, serving)
 
-    def _free_place(self) -> None:
-        self._encoding -= 1
+    async def _slowly(self, policy: Policy, text: str, agreement: float | None) -> LocalDecision:
+        scorer = self._scorers.of(policy)
+        if len(text) > LONG_CHARS:
+            found = await scorer.run(partial(policy.decide_quickly, text, agreement))
+            if found is not None:
+                return found
+        return await scorer.decide(policy, text, agreement)
 
-    def _failed(self, serving: Serving, error: Exception) -> Decision:
+    def _of_said(self, serving: Serving, said: _Said) -> Decision:
+        if isinstance(said, LocalDecision):
+            return of_local(said, serving)
+        return self._failed(serving, said)
+
+    def _failed(self, serving: Serving, error: object) -> Decision:
         self._metrics.internal_errors.labels("decide").inc()
         # One line, and no message: a fault may come with every call and may quote its text.
         logger.error("local scoring failed (%s); the call is deferred", type(error).__name__)
         return deferred(serving, Reason.ERROR)
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody counts places any more
-        loop.call_soon_threadsafe(call)
+def _for_a_while(policy: Policy, rows: Sequence[Value], agreement: float | None) -> list[_Said]:
+    """What the policy says of the first rows, until a few milliseconds are over; None where it needs the encoder."""
+    until = perf_counter() + _WHILE_SECONDS
+    found: list[_Said] = []
+    for row in rows:
+        try:
+            said = policy.decide_quickly(row, agreement) if isinstance(row, str) else policy.decide(row, agreement)
+        except Exception as error:  # noqa: BLE001 - the border of local scoring: one row's fault is not the others'
+            found.append(error)
+        else:
+            found.append(said)
+        if perf_counter() > until:
+            break
+    return found
 
 
 def deferred(serving: Serving, reason: Reason) -> Decision:

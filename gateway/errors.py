@@ -2,6 +2,7 @@
 
 GatewayError
 ├── SettingsError          the configuration cannot be used
+├── ScorersBusy            a call would wait too long for what decides on it, or has waited
 ├── ClientGone             the client left before its last byte; there is nobody to answer
 ├── AnswerableError        has an HTTP answer in OpenAI error shape
 │   ├── InvalidRequest         400  the body is not what the path takes
@@ -39,6 +40,10 @@ class GatewayError(Exception):
 
 class SettingsError(GatewayError):
     """The configuration cannot be used; one line a problem, each with its dotted key."""
+
+
+class ScorersBusy(GatewayError):  # noqa: N818
+    """A call would wait too long for what decides on it, or has waited too long: it is deferred."""
 
 
 class ClientGone(GatewayError):  # noqa: N818 - reads as the state it names

@@ -1,17 +1,22 @@
 """One HTTP request and its answer, as everything that serves it sees them."""
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 from starlette.types import Receive, Scope, Send
 
 from gateway.access import ANYBODY, Caller
 from gateway.asgi import Headers, header
 from gateway.control import NO_CONTROL, Control
+from gateway.relay import Client
 
 
 @dataclass(slots=True)
 class Exchange:
-    """`headers` are the x-tracer headers of its answer, `control` is what the caller asks of the call."""
+    """`headers` are the x-tracer headers of its answer, `control` is what the caller asks of the call.
+
+    `given` are the request's headers by name, the last of each.
+    """
 
     scope: Scope
     receive: Receive
@@ -19,8 +24,15 @@ class Exchange:
     headers: Headers
     caller: Caller = ANYBODY
     control: Control = NO_CONTROL
+    given: dict[bytes, bytes] = field(default_factory=dict)
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Cancels what runs inside when the client goes away, and raises ClientGone in its place."""
+        return Client(self.scope, self.receive, self.send).watched(uploading=False)
 
     @property
     def encoded(self) -> bool:
         """Whether the body is compressed. Nothing of a client's is inflated here: it may be a bomb."""
+        if b"content-encoding" not in self.given:
+            return False
         return (header(self.scope, b"content-encoding") or "identity").lower() != "identity"

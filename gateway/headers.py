@@ -28,13 +28,18 @@ def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
     """The headers that travel on: neither hop-by-hop, nor named by Connection, nor ours. Names are lower case."""
     pairs = list(headers)
     named = {token.strip().lower() for name, value in pairs if name == b"connection" for token in value.split(b",")}
-    dropped = _HOP_BY_HOP | named
-    return [(n, v) for n, v in pairs if n not in dropped and not n.startswith(_OURS)]
+    dropped = _HOP_BY_HOP if named <= _HOP_BY_HOP else _HOP_BY_HOP | named
+    return [pair for pair in pairs if pair[0] not in dropped and pair[0][:9] != _OURS]
 
 
 def forwarded(headers: Headers) -> list[tuple[bytes, bytes]]:
     """The headers of a client's request that an upstream may see: end to end, and no key of ours among them."""
-    return [(n, v) for n, v in end_to_end(headers) if n not in _REQUEST_ONLY and not holds_own_key(n, v)]
+    kept = [pair for pair in end_to_end(headers) if pair[0] not in _REQUEST_ONLY]
+    # One look at all of them tells that none holds a key, as in nearly every call.
+    values = b"\n".join([value for _, value in kept]).lower()
+    if b"trc_" not in values and b"basic" not in values:
+        return kept
+    return [(n, v) for n, v in kept if not holds_own_key(n, v)]
 
 
 def without_account(headers: Headers, account: frozenset[bytes] = ACCOUNT_HEADERS) -> list[tuple[bytes, bytes]]:

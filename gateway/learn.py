@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from gateway.decide import Decision
 from gateway.reading import read_answer
-from gateway.recognise import Recognised, prompt_fingerprint
+from gateway.recognise import Recognised
 from gateway.relay import COPY_LIMIT, Outcome
 from gateway.services import Services
+from gateway.shapes import Shape
 from gateway.upstream import Upstream
-from gateway.wire import ModelRequest
+from gateway.wire import Surface
 from policies.types import Answer, AnswerKind, StoredTrace
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ class Forwarded:
     call_id: str
     found: Recognised
     decision: Decision
-    request: ModelRequest
+    surface: Surface
+    shape: Shape
     model: str
     upstream: Upstream
 
@@ -37,23 +39,17 @@ def learn(services: Services, call: Forwarded, outcome: Outcome) -> Answer | Non
         return None
     try:
         if outcome.copy:
-            answer = read_answer(call.request.surface, outcome.headers, bytes(outcome.copy))
+            answer = read_answer(call.surface, outcome.headers, bytes(outcome.copy))
         else:
             answer = Answer(f"an answer of more than {COPY_LIMIT:,} bytes", AnswerKind.OTHER)
         # What another model said in the teacher's place is not what the teacher would have said.
-        if answer is not None and call.found.text is not None and not outcome.fallback and _decided(call.request):
+        if answer is not None and call.found.text is not None and not outcome.fallback and call.shape.chosen_freely:
             services.traces.record(_trace(call, call.found.text, answer))
     except Exception as error:  # noqa: BLE001 - the border of an endpoint whose client is already served
         services.metrics.internal_errors.labels("trace").inc()
         logger.error("reading an answer failed (%s); the call is no trace", type(error).__name__)
         return None
     return answer
-
-
-def _decided(request: ModelRequest) -> bool:
-    """Whether the teacher chose among what it knows: with a tool that the client named, or none allowed, it did not."""
-    choice, tools = request.body.get("tool_choice"), request.body.get("tools") or ()
-    return (choice != "none" or not tools) and (type(choice) is not dict or len(tools) <= 1)
 
 
 def _trace(call: Forwarded, text: str, answer: Answer) -> StoredTrace:
@@ -65,7 +61,7 @@ def _trace(call: Forwarded, text: str, answer: Answer) -> StoredTrace:
         ts=time.time(),
         upstream=call.upstream.name,
         teacher_model=call.model,
-        prompt_fingerprint=prompt_fingerprint(call.request, call.model),
+        prompt_fingerprint=call.shape.fingerprint(call.model),
         policy_version=call.decision.policy_version,
         reason=call.decision.reason or "",
         training_allowed=call.upstream.training_allowed,

@@ -1,8 +1,6 @@
 """How many calls may be with upstreams at a time, and how many may wait for a place among them."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 
 from gateway.errors import Overloaded
 from gateway.metrics import Metrics
@@ -20,8 +18,7 @@ class Places:
         metrics.forwards.set_function(lambda: self._taken)
         metrics.forwards_waiting.set_function(lambda: self._waiting)
 
-    @contextlib.asynccontextmanager
-    async def taken(self) -> AsyncIterator[None]:
+    async def __aenter__(self) -> None:
         """A place, for as long as the block runs; first come, first served.
 
         Raises Overloaded where too many wait already or none becomes free within `queue_timeout`. A caller that is
@@ -32,11 +29,11 @@ class Places:
         else:
             await self._free.acquire()
         self._taken += 1
-        try:
-            yield
-        finally:
-            self._taken -= 1
-            self._free.release()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Give the place back."""
+        self._taken -= 1
+        self._free.release()
 
     async def _wait(self) -> None:
         if self._waiting >= self._most_waiting:

@@ -4,19 +4,66 @@ Label values come from closed sets: configured project and upstream names, lanes
 request, so no client can make the number of series grow.
 """
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from gateway.shared_metrics import AddedUp, MetricsFolder, SampledGauge
 
 # A local decision takes tens of microseconds; the teacher takes a second.
 _DECISION_BUCKETS = (20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 20e-3, 0.1)
+_TEXT_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+_WAIT_BUCKETS = (1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 _REQUEST_BUCKETS = (1e-3, 2e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-class Metrics:
-    """One set of metrics with a registry of its own, so that two gateways fit in one process."""
+class PolicyGauges(Collector):
+    """What each project serves: its policy's version, whether it is certified, and with which coverage."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._served: dict[str, tuple[str | None, bool, float]] = {}
+        registry.register(self)
+
+    def set(self, project: str, version: str | None, certified: bool, coverage: float) -> None:
+        """The project serves this from now on; `version` None: no policy."""
+        self._served[project] = (version, certified, coverage)
+
+    def collect(self) -> Iterator[Metric]:
+        """The three families."""
+        info = GaugeMetricFamily(
+            "tracer_policy_info", "1 for the policy version a project serves.", labels=["project", "version"]
+        )
+        certified = GaugeMetricFamily(
+            "tracer_policy_certified", "1 where the gate certified the served policy.", labels=["project"]
+        )
+        coverage = GaugeMetricFamily(
+            "tracer_policy_coverage", "Coverage the served policy's certificate states.", labels=["project"]
+        )
+        for project, served in sorted(self._served.items()):
+            if served[0] is not None:
+                info.add_metric([project, served[0]], 1)
+            certified.add_metric([project], served[1])
+            coverage.add_metric([project], served[2])
+        yield from (info, certified, coverage)
+
+
+class Metrics:
+    """One set of metrics with a registry of its own, so that two gateways fit in one process.
+
+    `page` is what is shown: with `folder`, which this process has joined, the sum over all workers.
+    """
+
+    def __init__(self, folder: MetricsFolder | None = None) -> None:
         self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+        self.page = registry
+        if folder is None:
+            ProcessCollector(registry=registry)
+        else:
+            self.page = CollectorRegistry()
+            self.page.register(AddedUp(folder, registry))
         PlatformCollector(registry=registry)
         self.requests = Counter(
             "tracer_requests",
@@ -31,6 +78,24 @@ class Metrics:
             "tracer_decision_seconds",
             "Time a local decision took.",
             buckets=_DECISION_BUCKETS,
+            registry=registry,
+        )
+        self.scoring_pending = SampledGauge(
+            "tracer_scoring_pending",
+            "Hand-overs that wait for the threads that score, or are with them.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.scoring_batch = Histogram(
+            "tracer_scoring_batch",
+            "Calls that a thread scored together.",
+            buckets=_TEXT_BUCKETS,
+            registry=registry,
+        )
+        self.scoring_wait_seconds = Histogram(
+            "tracer_scoring_wait_seconds",
+            "Time from a call's coming to the threads that score until one began with it.",
+            buckets=_WAIT_BUCKETS,
             registry=registry,
         )
         self.request_seconds = Histogram(
@@ -63,7 +128,11 @@ class Metrics:
             registry=registry,
         )
         self.breaker_open = Gauge(
-            "tracer_breaker_open", "1 while an upstream is left alone.", ["upstream"], registry=registry
+            "tracer_breaker_open",
+            "1 while an upstream is left alone.",
+            ["upstream"],
+            multiprocess_mode="livemax",
+            registry=registry,
         )
         self.disconnects = Counter("tracer_disconnects", "Clients that left before their last byte.", registry=registry)
         self.internal_errors = Counter(
@@ -79,30 +148,37 @@ class Metrics:
         self.traces_spooled = Counter(
             "tracer_traces_spooled", "Traces written to the spool file because the store was down.", registry=registry
         )
-        self.trace_queue = Gauge("tracer_trace_queue", "Traces waiting for the store.", registry=registry)
-        self.forwards = Gauge("tracer_forwards", "Calls that are with an upstream.", registry=registry)
-        self.forwards_waiting = Gauge(
-            "tracer_forwards_waiting", "Calls waiting for a place with an upstream.", registry=registry
+        self.trace_queue = SampledGauge(
+            "tracer_trace_queue", "Traces waiting for the store.", multiprocess_mode="livesum", registry=registry
         )
-        self.keys = Gauge("tracer_keys", "Keys in force (access.mode keys).", registry=registry)
+        self.forwards = SampledGauge(
+            "tracer_forwards", "Calls that are with an upstream.", multiprocess_mode="livesum", registry=registry
+        )
+        self.forwards_waiting = SampledGauge(
+            "tracer_forwards_waiting",
+            "Calls waiting for a place with an upstream.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.keys = SampledGauge(
+            "tracer_keys", "Keys in force (access.mode keys).", multiprocess_mode="livemax", registry=registry
+        )
         self.key_file_reads = Counter(
             "tracer_key_file_reads",
             "Readings of the keys file, by outcome: ok, missing or damaged.",
             ["outcome"],
             registry=registry,
         )
-        self.policy_info = Gauge(
-            "tracer_policy_info",
-            "1 for the policy version a project serves.",
-            ["project", "version"],
-            registry=registry,
-        )
-        self.policy_certified = Gauge(
-            "tracer_policy_certified", "1 where the gate certified the served policy.", ["project"], registry=registry
-        )
-        self.policy_coverage = Gauge(
-            "tracer_policy_coverage", "Coverage the served policy's certificate states.", ["project"], registry=registry
-        )
+        self.policies = PolicyGauges(registry)
         self.policy_loads = Counter(
             "tracer_policy_loads", "Policy folders read, by outcome: ok or damaged.", ["outcome"], registry=registry
         )
+        self.workers = Gauge("tracer_workers", "Processes that serve.", multiprocess_mode="livesum", registry=registry)
+        self.worker_restarts = Counter(
+            "tracer_worker_restarts", "Processes started in the place of one that had ended.", registry=registry
+        )
+
+    def sample(self) -> None:
+        """Write down, for the other workers, what only this one knows."""
+        for gauge in (self.scoring_pending, self.trace_queue, self.forwards, self.forwards_waiting, self.keys):
+            gauge.sample()

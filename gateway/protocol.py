@@ -6,13 +6,17 @@ may take. Trailers are dropped: merged into the headers, they could say what nob
 """
 
 import asyncio
+import functools
+import urllib.parse
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import Message
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from gateway.asgi import LOCAL_HEADERS
+from gateway.asgi import LOCAL_HEADERS, ON_LEAVE
 from gateway.encoding import JSON
 from gateway.errors import AnswerableError, HeadTooLarge, InvalidHttp, RequestTimeout
 
@@ -20,6 +24,8 @@ HEAD_BYTES = 65_536
 # A chunk of one byte takes six bytes on the wire.
 _FRAMING_PER_BYTE = 16
 _OFFER = frozenset({b"upgrade", b"connection", b"http2-settings"})
+_CLOSE = b"connection: close\r\n"
+_PATHS = 256  # spellings of a URL that are remembered
 
 
 class _Part(Enum):
@@ -28,6 +34,96 @@ class _Part(Enum):
     NOTHING = "nothing"
     HEAD = "head"
     BODY = "body"
+
+
+class _Cycle(RequestResponseCycle):
+    """One request and its answer: as uvicorn's, with the head checked as one and sent with a body that is at hand."""
+
+    _held = b""
+    _leaving: Callable[[], None] | None = None
+
+    async def send(self, message: Message) -> None:  # type: ignore[override]
+        """Send a part of the answer. A start that says `whole` is sent with what follows it, in one piece."""
+        if self.access_log:
+            await super().send(message)  # type: ignore[arg-type]
+            return
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if not self.response_started:
+            if message["type"] != "http.response.start":
+                raise RuntimeError(f"an answer begins with http.response.start, not {message['type']}")
+            head = self._head(message["status"], message["headers"])
+            self.response_started = True
+            self.waiting_for_100_continue = False
+            if message.get("whole"):
+                self._held = head
+            else:
+                self.transport.write(head)
+            return
+        if self.response_complete or message["type"] != "http.response.body":
+            raise RuntimeError(f"{message['type']} after the answer's start or end")
+        self._send_body(message.get("body", b""), message.get("more_body", False))
+
+    def _head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Status line and headers. Names are lower case already, and valid: ours, or read by the HTTP client."""
+        content, lines = [STATUS_LINE[status]], 2 + len(headers)
+        closes = False
+        for name, value in headers:
+            content += (name, b": ", value, b"\r\n")
+            if name == b"content-length":
+                self.expected_content_length = int(value)
+                self.chunked_encoding = False
+            elif name == b"transfer-encoding":
+                self.chunked_encoding = True
+            elif name == b"connection" and b"close" in value.lower():
+                closes, self.keep_alive = True, False
+        if not self.keep_alive and not closes:
+            content.append(_CLOSE)
+            lines += 1
+        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
+            self.chunked_encoding = True
+            content.append(b"transfer-encoding: chunked\r\n")
+            lines += 1
+        head = b"".join((*content, b"\r\n"))
+        # One look at the whole: a value with a line of its own would be a header, or an answer, that nobody sent.
+        if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
+            raise RuntimeError("a header of the answer holds a control character")
+        return head
+
+    def _send_body(self, body: bytes, more: bool) -> None:
+        if self.scope["method"] == "HEAD":
+            self.expected_content_length, body = 0, b""
+        elif self.chunked_encoding:
+            body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
+        else:
+            self.expected_content_length -= len(body)
+            if self.expected_content_length < 0:
+                raise RuntimeError("the answer is longer than its content-length")
+        if self._held or body:
+            self.transport.write(self._held + body)
+            self._held = b""
+        if more:
+            return
+        if self.expected_content_length:
+            raise RuntimeError("the answer is shorter than its content-length")
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+    def on_leave(self, call: Callable[[], None] | None) -> bool:
+        """Have `call` called once if the client leaves before its answer is out; False where it has."""
+        self._leaving = call
+        return not self.disconnected
+
+    def left(self) -> None:
+        """The client is gone."""
+        call, self._leaving = self._leaving, None
+        if call is not None:
+            call()
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -40,20 +136,28 @@ class GuardedProtocol(HttpToolsProtocol):
         self._part = _Part.NOTHING
         self._request_bytes = self._body_bytes = self._fed_bytes = self._first_bytes = 0
         self._too_large = False
-        self._due: asyncio.TimerHandle | None = None
+        self._answered: _Cycle | None = None
+        self._due: float | None = None  # on the loop's clock: when what is waited for must have come
+        self._timer: asyncio.TimerHandle | None = None
         super().connection_made(transport)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
-        self._call_off()
+        self._due = None
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
+        if self._answered is not None and not self._answered.response_complete:
+            # uvicorn tells the newest request; the one that is being answered may be an older one.
+            self._answered.disconnected = True
+            self._answered.message_event.set()
+            self._answered.left()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request."""
         self._request_bytes += len(data)
         self._fed_bytes = len(data)
-        self._unset_keepalive_if_required()
         self._feed(data)
         if self.transport.is_closing():
             return
@@ -88,7 +192,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         self._part = _Part.HEAD
-        self._call_off()  # what was due until now has come
+        self._due = None  # what was waited for until now has come
         # How many of the bytes at hand are of this request is not known: none is the least, all of them the most.
         self._request_bytes = self._body_bytes = 0
         self._first_bytes = self._fed_bytes
@@ -97,7 +201,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer."""
         if self._part is _Part.HEAD:
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head is there. Raising refuses the request before the application hears of it."""
@@ -112,7 +219,51 @@ class GuardedProtocol(HttpToolsProtocol):
             return  # the same head comes again, without its offer
         self._part = _Part.BODY
         self._request_bytes = 0
-        super().on_headers_complete()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Hand the request to the application, or put it behind the one that is being answered."""
+        version = self.parser.get_http_version()
+        path, raw_path, query = _path(self.url)
+        scope = self.scope
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"], scope["raw_path"], scope["query_string"] = path, raw_path, query
+        before = self.cycle
+        cycle = self.cycle = _Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        scope[ON_LEAVE] = cycle.on_leave  # type: ignore[literal-required]
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle if isinstance(cycle, _Cycle) else None
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """An answer is out: the next request's turn, if it has come."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._watch()
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -141,7 +292,7 @@ class GuardedProtocol(HttpToolsProtocol):
             ]
             lines = [b"%b: %b\r\n" % pair for pair in headers]
             self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body]))
-        self._call_off()
+        self._due = None
         self.transport.close()
 
     def _answering(self) -> bool:
@@ -154,20 +305,31 @@ class GuardedProtocol(HttpToolsProtocol):
         return not cycle.response_complete
 
     def _watch(self) -> None:
-        """Set the time at which what is due must be there: a first or next request, a head, or more of a body."""
+        """Set the time at which what is waited for must be there: a first or next request, a head, more of a body."""
         if self._part is _Part.NOTHING:
             if self.cycle is not None and not self.cycle.response_complete:
-                self._call_off()
+                self._due = None
             elif self._due is None:
-                self._due = self.loop.call_later(self.timeout_keep_alive, self._overdue)
+                self._wait(self.timeout_keep_alive)
         elif self._due is None or (self._part is _Part.BODY and not self.cycle.response_complete):
-            self._call_off()
-            self._due = self.loop.call_later(self.request_timeout, self._overdue)
+            self._wait(self.request_timeout)
 
-    def _call_off(self) -> None:
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
+    def _wait(self, seconds: float) -> None:
+        # A timer that is set stays, and looks again when it is up: a new one for every request costs more.
+        self._due = self.loop.time() + seconds
+        if self._timer is None or self._timer.when() > self._due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self.loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._due is None:
+            return
+        if self.loop.time() < self._due:
+            self._timer = self.loop.call_at(self._due, self._look)
+        else:
+            self._overdue()
 
     def _overdue(self) -> None:
         self._due = None
@@ -188,3 +350,11 @@ class GuardedProtocol(HttpToolsProtocol):
 
 def _too_large() -> HeadTooLarge:
     return HeadTooLarge(f"The request's head is larger than {HEAD_BYTES} bytes.")
+
+
+@functools.lru_cache(_PATHS)
+def _path(url: bytes) -> tuple[str, bytes, bytes]:
+    """The path, decoded and as it came, and the query of a request's URL. Raises HttpParserInvalidURLError."""
+    parsed = httptools.parse_url(url)
+    path = parsed.path.decode("ascii")
+    return (urllib.parse.unquote(path) if "%" in path else path), parsed.path, parsed.query or b""

@@ -7,8 +7,7 @@ match on the system prompt; in that order.
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -29,8 +28,7 @@ _PART_KEYS = frozenset({"type", "text"})
 _PART_REASONS = {"image_url": Reason.IMAGE, "input_audio": Reason.AUDIO, "file": Reason.FILE}
 
 
-@dataclass(frozen=True, slots=True)
-class Recognised:
+class Recognised(NamedTuple):
     """A project's call. `text` is the input; None, with a `reason`, where a label cannot answer the call."""
 
     project: str

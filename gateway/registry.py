@@ -104,17 +104,13 @@ class Registry:
             return
         logger.info("project %s: %s %s%s", project, new.state, new.version or "", new.detail)
         metrics = self._metrics
-        if old.version is not None:
-            metrics.policy_info.remove(project, old.version)
         if new.reason is Reason.DAMAGED:
             metrics.policy_loads.labels("damaged").inc()
         if new.policy is not None:
             metrics.policy_loads.labels("ok").inc()
-            metrics.policy_info.labels(project, new.policy.version).set(1)
         certified = new.policy is not None and new.policy.certified
-        metrics.policy_certified.labels(project).set(certified)
         coverage = new.policy.manifest.certificate.coverage if new.policy is not None and certified else 0.0
-        metrics.policy_coverage.labels(project).set(coverage)
+        metrics.policies.set(project, new.version, certified, coverage)
 
 
 def _mark(path: Path) -> _Mark | None:

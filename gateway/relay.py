@@ -1,16 +1,16 @@
 """The teacher's bytes to the client as they come, and a copy to the trace; the upstream is closed on every exit."""
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
-from starlette.types import Receive, Send
+from starlette.types import Receive, Scope, Send
 
-from gateway.asgi import Headers
+from gateway.asgi import ON_LEAVE, Headers
 from gateway.errors import ClientGone, UpstreamBroken
 from gateway.limits import Places
 from gateway.metrics import Metrics
@@ -66,43 +66,65 @@ class Outcome:
 class Client:
     """The connection to one client: where its request comes from and its answer goes."""
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.send = send
         self._receive = receive
         self._upload = _Upload()
+        # Our own server calls back when a client leaves; any other has to be asked all the time.
+        self._on_leave = scope.get(ON_LEAVE)
 
     async def upload(self) -> AsyncIterator[bytes]:
         """The request body as it comes; only inside `watched`."""
         while piece := await self._upload.take():
             yield piece
 
-    @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        """Cancels what runs inside when the client goes away, and raises ClientGone in its place."""
-        task = asyncio.current_task()
-        gone = False
+    def watched(self, *, uploading: bool) -> "_Watch":
+        """Cancels what runs inside when the client goes away, and raises ClientGone in its place.
 
-        async def watch() -> None:
-            nonlocal gone
-            await self._until_gone()
-            gone = True
-            if task is not None:
-                task.cancel()
+        `uploading`: the request's body is yet to come.
+        """
+        return _Watch(self, None if uploading else self._on_leave)
 
-        watcher = asyncio.create_task(watch())
-        try:
-            yield
-        except asyncio.CancelledError:
-            # A server that shuts down cancels too: that one must go through.
-            if gone and task is not None and task.uncancel() == 0:
-                raise ClientGone from None
-            raise
-        finally:
-            watcher.cancel()
-
-    async def _until_gone(self) -> None:
+    async def until_gone(self) -> None:
+        """Take what the client sends until it goes away."""
         while (message := await self._receive())["type"] != "http.disconnect":
             await self._upload.put(message.get("body", b""), last=not message.get("more_body", False))
+
+
+class _Watch:
+    """A context that ends when its client leaves."""
+
+    def __init__(self, client: Client, on_leave: Callable[[Callable[[], None] | None], bool] | None) -> None:
+        self._client = client
+        self._on_leave = on_leave
+        self._task: asyncio.Task[Any] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._gone = False
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        if self._on_leave is None:
+            self._watcher = asyncio.create_task(self._watch())
+        elif not self._on_leave(self._left):
+            raise ClientGone
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._on_leave is not None:
+            self._on_leave(None)
+        if self._watcher is not None:
+            self._watcher.cancel()
+        # A server that shuts down cancels too: that one must go through.
+        if kind is asyncio.CancelledError and self._gone and self._task is not None and self._task.uncancel() == 0:
+            raise ClientGone
+
+    async def _watch(self) -> None:
+        await self._client.until_gone()
+        self._left()
+
+    def _left(self) -> None:
+        self._gone = True
+        if self._task is not None:
+            self._task.cancel()
 
 
 class _Upload:
@@ -158,8 +180,9 @@ async def forward(
     outcome = Outcome(bytearray() if copied else None)
     started = perf_counter()
     try:
-        async with client.watched(), places.taken():
-            await _relay(upstream, call, client.send, headers, outcome)
+        with client.watched(uploading=not isinstance(call.body, bytes)):
+            async with places:
+                await _relay(upstream, call, client.send, headers, outcome)
         # Outside the watch: a client that hangs up on its last byte has not left early.
         await client.send({"type": "http.response.body", "body": b""})
     except UpstreamBroken as error:
@@ -180,7 +203,10 @@ async def _relay(upstream: Upstream, call: UpstreamCall, send: Send, headers: He
     try:
         outcome.began(answer)
         added = [*headers, (b"x-tracer-upstream", outcome.upstream.encode())]
-        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers + added})
+        start = {"type": "http.response.start", "status": answer.status, "headers": answer.headers + added}
+        # An answer of a known length is no stream: its head may go with its first bytes, in one piece.
+        start["whole"] = any(name == b"content-length" for name, _ in answer.headers)
+        await send(start)
         while chunk := await answer.read():
             outcome.keep(chunk)
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

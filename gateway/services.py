@@ -13,13 +13,14 @@ from gateway.providers import ProviderUpstream
 from gateway.recognise import Recogniser
 from gateway.registry import Registry
 from gateway.settings import Settings, api_key
+from gateway.shared_metrics import MetricsFolder
 from gateway.trace_log import TraceLog
 from gateway.upstream import HttpUpstream, Upstream
 
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of one gateway."""
+    """The parts of one gateway, or of one worker of it; `folder` is what workers count in together."""
 
     settings: Settings
     metrics: Metrics
@@ -30,6 +31,7 @@ class Services:
     traces: TraceLog
     access: Access
     places: Places
+    folder: MetricsFolder | None = None
 
     def upstream_of(self, project: str | None) -> Upstream:
         """Where a project's calls are forwarded to, or every other call (None). Raises NoUpstream."""
@@ -39,20 +41,21 @@ class Services:
         return self.upstreams[name]
 
 
-def build_services(settings: Settings, environ: Mapping[str, str]) -> Services:
+def build_services(settings: Settings, environ: Mapping[str, str], folder: MetricsFolder | None = None) -> Services:
     """The parts `settings` asks for; raises SettingsError where an API key's variable is missing."""
-    metrics = Metrics()
+    metrics = Metrics(folder)
     store = settings.store
     return Services(
         settings,
         metrics,
         Recogniser(settings),
         Registry(settings, metrics),
-        Decider(metrics),
+        Decider(settings.server, metrics),
         _routes(settings, environ, metrics),
         TraceLog(store.url, store.spool, store.queue_size, metrics),
         build_access(settings, metrics),
         Places(settings.server, metrics),
+        folder,
     )
 
 

@@ -29,6 +29,8 @@ _AMBIENT = (
     *("oci", "sagemaker", "sap", "vertex_ai", "watsonx"),
 )
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+# More processes than this on one machine is a slip of the finger.
+MOST_WORKERS = 256
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -42,6 +44,7 @@ class ServerSettings(_Frozen):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
     max_body_bytes: PositiveInt = 33_554_432
     max_input_chars: PositiveInt = 16_384
     max_batch_rows: PositiveInt = 10_000
@@ -52,6 +55,9 @@ class ServerSettings(_Frozen):
     keep_alive_timeout: PositiveInt = 75
     shutdown_timeout: PositiveInt = 30
     policy_poll_seconds: Seconds = 1.0
+    scoring_threads: PositiveInt = 2
+    scoring_wait: Seconds = 0.1
+    scoring_timeout: Seconds = 1.0
     access_log: bool = False
 
 

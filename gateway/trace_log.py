@@ -132,7 +132,9 @@ class TraceLog:
             logger.error("%d traces break the store's rules and are lost", len(self._in_flight) - len(batch))
             self._metrics.traces_dropped.inc(len(self._in_flight) - len(batch))
         # Even without a batch: it opens the store, so that trouble shows at the start and not with the first trace.
-        if not self._to_store(batch) and batch:
+        if self._to_store(batch):
+            self._metrics.traces_stored.inc(len(batch))
+        elif batch:
             self._to_spool(batch)
         self._finish()
 
@@ -161,7 +163,6 @@ class TraceLog:
         if self._retry_seconds:
             logger.info("the trace store is back")
             self._retry_seconds = 0.0
-        self._metrics.traces_stored.inc(len(traces))
         return True
 
     def _to_spool(self, traces: list[StoredTrace]) -> None:
@@ -179,7 +180,11 @@ class TraceLog:
             return
         try:
             chunk = self._spool.last()
-            if chunk is not None and self._to_store(chunk.traces) and self._spool.cut(chunk) and chunk.bad:
+            # Another process may be at it too. Both store the same traces then, and the one that cuts them off counts.
+            if chunk is None or not self._to_store(chunk.traces) or not self._spool.cut(chunk):
+                return
+            self._metrics.traces_stored.inc(len(chunk.traces))
+            if chunk.bad:
                 logger.warning("%d lines of the spool %s were no traces", chunk.bad, self._spool.path)
                 self._metrics.traces_dropped.inc(chunk.bad)
         except OSError as error:

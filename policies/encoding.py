@@ -28,6 +28,11 @@ class Encoder(Protocol):
         """What decides the vectors, as JSON: kind, model, digests, pooling. Two encoders with equal identity agree."""
         ...
 
+    @property
+    def at_once(self) -> int:
+        """How many texts are encoded in about the time of one; 1 where each takes its time."""
+        ...
+
     def encode(self, text: str) -> Vectors:
         """The vector of one text, (d,). Raises ValueError or ConnectionError where there is none."""
         ...

@@ -82,6 +82,11 @@ class EndpointEncoder:
             "normalize": True,
         }
 
+    @property
+    def at_once(self) -> int:
+        """Texts of one request, when traces are read and when calls are served."""
+        return _BATCH
+
     def encode(self, text: str) -> Vectors:
         """The unit vector of one text, (d,); of white space, zeros, without a call.
 

@@ -87,7 +87,8 @@ class TextEncoder:
     def _encode_whole(self, text: str) -> list[int]:
         if not text or text.isspace():
             return []
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        # The way for many texts is the quicker one for one text, too, and lets other threads run meanwhile.
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def encode_many(self, texts: Sequence[str]) -> Tokens:
         """Token ids of each text, the same ids that `encode` gives."""

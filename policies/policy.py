@@ -112,6 +112,15 @@ class Policy:
         """Whether some inputs need an encoder: milliseconds, or a call over the network, instead of microseconds."""
         return self._encoder is not None
 
+    @property
+    def at_once(self) -> int:
+        """How many texts the encoder takes in about the time of one."""
+        return 1 if self._encoder is None else self._encoder.at_once
+
+    def encodes(self, stage: int) -> bool:
+        """Whether what a stage has decided (-1: none has) may have needed the encoder."""
+        return self.slow and (stage < 0 or self._stages[stage].entry.encoded)
+
     def decide(
         self,
         input: str | Embedding,  # noqa: A002 - the house's word for it
@@ -181,6 +190,28 @@ class Policy:
         undecided = quick < len(self._stages) and decision.reason in (Reason.UNCERTAIN, Reason.NOVEL)
         return None if undecided else decision
 
+    def decide_encoded(self, asked: Sequence[tuple[str, float | None]]) -> list[LocalDecision]:
+        """`decide` of each text and agreement on which `decide_quickly` was None, the encoder called once for all.
+
+        Raises as `decide` does: a text that cannot be encoded fails all.
+        """
+        reads = [self._read(text) for text, _ in asked]
+        texts = {i: read[0] for i, read in enumerate(reads) if not isinstance(read, LocalDecision)}
+        vectors: dict[int, Embedding] = {}
+        if texts and self._encoder is not None:
+            vectors = dict(zip(texts, self._encoder.encode_many(list(texts.values())), strict=True))
+        quick = sum(not stage.entry.encoded for stage in self._stages)
+        decisions = []
+        for i, ((_, agreement), read) in enumerate(zip(asked, reads, strict=True)):
+            limits = self._limits if agreement is None else self._limits_at(agreement)
+            if isinstance(read, LocalDecision):
+                decisions.append(read)
+            elif limits is None:
+                decisions.append(_MIN_AGREEMENT)
+            else:
+                decisions.append(self._decide_read(read, range(quick, len(self._stages)), limits, vectors.get(i)))
+        return decisions
+
     def decide_many(self, inputs: Sequence[str] | NDArray[np.float32]) -> list[LocalDecision]:
         """`decide` of each text, or of each row of (n, d) embeddings."""
         return [self.decide(row) for row in inputs]
@@ -202,9 +233,14 @@ class Policy:
         read = self._read(text)
         if isinstance(read, LocalDecision):
             return read
+        return self._decide_read(read, range(n_stages), limits)
+
+    def _decide_read(
+        self, read: _Read, stages: range, limits: _Limits, vector: Embedding | None = None
+    ) -> LocalDecision:
         decision = _REFUSED
-        for number in range(n_stages):
-            decision = self._judge(number, self._inputs(number, read), limits)
+        for number in stages:
+            decision = self._judge(number, self._inputs(number, read, vector), limits)
             if decision.handled:
                 return decision
         return decision
@@ -221,13 +257,13 @@ class Policy:
         tokens = self._tokenizer.encode(variable)
         return (variable, tokens) if tokens else _EMPTY
 
-    def _inputs(self, number: int, read: _Read) -> dict[str, NDArray[Any]]:
-        """What a stage's graph is fed."""
+    def _inputs(self, number: int, read: _Read, vector: Embedding | None = None) -> dict[str, NDArray[Any]]:
+        """What a stage's graph is fed; `vector` is the encoder's, where it is known."""
         text, tokens = read
         entry = self._stages[number].entry
         inputs: dict[str, NDArray[Any]] = text_inputs(tokens, entry.n_lexical_tokens) if entry.tokens else {}
         if entry.encoded and self._encoder is not None:
-            inputs["vector"] = self._encoder.encode(text)
+            inputs["vector"] = self._encoder.encode(text) if vector is None else vector
         return inputs
 
     def _judge(self, number: int, inputs: Mapping[str, NDArray[Any]], limits: _Limits) -> LocalDecision:

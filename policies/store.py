@@ -9,7 +9,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ _TRACES = sa.Table(
     sa.Column("arguments", sa.Text),
     sa.Index("traces_by_project_and_time", "project", "ts", "id"),
 )
+_FIELDS = tuple(field.name for field in fields(StoredTrace))
 _KINDS = {kind.value: kind for kind in AnswerKind}
 VERSION_TABLE = "tracer_schema_version"
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -172,8 +173,11 @@ def flaw(trace: StoredTrace) -> str | None:
 
 def to_row(trace: StoredTrace) -> dict[str, Any]:
     """The trace's fields by name, with every text as the store keeps it."""
-    row = asdict(trace) | {"kind": trace.kind.value}
-    return {key: storable(value) if type(value) is str else value for key, value in row.items()}
+    row: dict[str, Any] = {
+        name: storable(value) if type(value := getattr(trace, name)) is str else value for name in _FIELDS
+    }
+    row["kind"] = trace.kind.value
+    return row
 
 
 def from_row(row: dict[str, Any]) -> StoredTrace:

@@ -38,7 +38,7 @@ class Reason(StrEnum):
     MIN_AGREEMENT = "min_agreement"  # more agreement was asked for than is certified
     KEY = "key"  # the upstream has not accepted the client's key recently
     ARGUMENTS = "arguments"  # the tool is known, its arguments are an LLM's to write
-    BUSY = "busy"  # too many inputs wait for the encoder already
+    BUSY = "busy"  # it would wait too long to be scored, or has
     ERROR = "error"  # local scoring raised
 
 

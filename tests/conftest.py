@@ -9,6 +9,7 @@ import pytest
 from policies.fitting import fit_policy
 from policies.policy import Policy
 from policies.settings import FitConfig
+from tests.encoder_maker import make_encoder
 from tests.scripted_teacher import ScriptedTeacher
 from tests.traces_maker import make_traces
 
@@ -46,6 +47,15 @@ def refused_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("refused") / "policy"
     fit_policy(make_traces(200), folder, FitConfig(target_teacher_agreement=0.99))
     return folder
+
+
+@pytest.fixture(scope="session")
+def cascade_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certified cascade: cheap features first, a small encoder for what they leave undecided."""
+    folder = tmp_path_factory.mktemp("cascade")
+    features = f"lexical,static,transformer:{make_encoder(folder / 'encoder')}"
+    fit_policy(make_traces(1_500), folder / "policy", FitConfig(0.85, features=features))
+    return folder / "policy"
 
 
 @pytest.fixture(scope="session")

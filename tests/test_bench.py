@@ -2,13 +2,14 @@
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench import calibration, frontier, scale, stream
+from bench import calibration, frontier, loads, peers, scale, servers, stream, verdict, wrk
 from policies.policy import Policy
 from policies.types import Trace
 from tests.traces_maker import make_traces
@@ -144,7 +145,7 @@ def test_docs_are_replaced_only_between_their_markers(tmp_path: Path) -> None:
         frontier.write_docs(file, "three", "new")
 
 
-@pytest.mark.parametrize("marker", ["bench/frontier.py", "bench/scale.py"])
+@pytest.mark.parametrize("marker", ["bench/frontier.py", "bench/scale.py", "bench/peers.py"])
 def test_the_docs_have_a_place_for_every_table(marker: str) -> None:
     """`--write-docs` finds its markers in docs/benchmarks.md."""
     before, start, rest = frontier.DOCS.read_text().partition(f"<!-- {marker} -->")
@@ -246,3 +247,163 @@ def test_calibration_measures_what_the_policy_says(policy_folder: Path) -> None:
     assert sum(rows for rows, _, _ in row["bins"]) == 200
     assert abs(row["agreement"] - row["mean_probability"]) <= row["calibration_error"] + 1e-9 < 0.2
     assert calibration.line({"set": "banking77", **row}).count("|") == len(calibration.HEAD) + 1
+
+
+_SAID = """Running 3s test @ http://127.0.0.1:9000/
+  1000 requests in 2.00s, 1.00MB read
+
+FIGURES {"requests": 1000, "seconds": 2.0, "p50_us": 97, "p99_us": 210, "max_us": 4000, "errors": {"status": 10}}
+"""
+
+
+def test_what_wrk_says_is_read_and_failed_calls_are_no_part_of_its_rate() -> None:
+    """Percentiles in whole microseconds; a run without the script's line is an error that shows what was said."""
+    found = wrk.read(_SAID)
+    assert (found["p50_us"], found["p99_us"], found["errors"]) == (97, 210, {"status": 10})
+    assert found["calls_a_second"] == 495.0
+    with pytest.raises(wrk.LoadError, match="unable to connect"):
+        wrk.read("unable to connect to 127.0.0.1:9000")
+
+
+def test_requests_are_whole_and_can_be_told_apart(tmp_path: Path) -> None:
+    """Length, line break, bytes: a body may hold anything."""
+    first = wrk.http_request(80, "/v1/chat/completions", {"Authorization": "Bearer x"}, b'{"a": "\n"}')
+    head, _, body = first.partition(b"\r\n\r\n")
+    assert body == b'{"a": "\n"}'
+    assert {b"Content-Length: 10", b"Authorization: Bearer x"} <= set(head.split(b"\r\n"))
+    wrk.write_requests(tmp_path / "requests", [first, b"GET"])
+    assert (tmp_path / "requests").read_bytes() == b"%d\n%b3\nGET" % (len(first), first)
+
+
+def _load(connections: int, **figures: float) -> dict[str, Any]:
+    return {"connections": connections, "requests": 9, "cpu_us": 50.0, **figures}
+
+
+def _measured(run: int, *p99s: float, connections: int = 32) -> dict[str, Any]:
+    rounds = [
+        {
+            "round": number,
+            "loads": {str(connections): _load(connections, p50_us=80, p99_us=p99, calls_a_second=20_000)},
+        }
+        for number, p99 in enumerate(p99s)
+    ]
+    return {"run": run, "rounds": rounds, "faults": {}, "memory": {"rss": 90_000_000, "pss": 80_000_000}}
+
+
+P99 = next(bar for bar in verdict.BARS if (bar.row, bar.figure) == ("handled", "p99_us"))
+
+
+def test_rows_are_compared_round_by_round() -> None:
+    """The median of the rounds' ratios, not the ratio of medians; a round that one row lacks does not count."""
+    rows = {"handled": _measured(1, 100, 900, 300), "empty": _measured(1, 100, 300, 200, 1)}
+    found = verdict.judge(P99, rows, cores=2)
+    assert (found.value, found.low, found.high, found.missed) == (1.5, 1.0, 3.0, False)
+    rows["handled"] = _measured(1, 100, 900, 302)
+    assert verdict.judge(P99, rows, cores=2).missed
+
+
+def test_a_bar_without_its_rows_is_neither_met_nor_missed() -> None:
+    """Missing rows, rows of different runs and loads that nothing answered are said to be so."""
+    rows = {"handled": _measured(1, 100), "empty": _measured(2, 100)}
+    assert verdict.judge(P99, rows, cores=2).why == "not measured in one run"
+    assert verdict.judge(P99, {"handled": rows["handled"]}, cores=2).why == "not measured: empty"
+    rows["empty"]["rounds"][0]["loads"]["32"]["requests"] = 0
+    assert not verdict.judge(P99, rows, cores=2).missed
+    text = verdict.bars_table([verdict.judge(bar, {}, 2) for bar in verdict.BARS])
+    assert "missed" not in text
+    assert {line.count("|") for line in text.splitlines()} == {6}
+
+
+def test_two_workers_are_judged_only_where_the_load_leaves_them_a_core_each() -> None:
+    """On two cores the figure is shown and decides nothing."""
+    bar = next(bar for bar in verdict.BARS if bar.row == "handled-2")
+    rows = {"handled-2": _measured(1, 100), "handled": _measured(1, 100)}
+    shared, own = verdict.judge(bar, rows, cores=2), verdict.judge(bar, rows, cores=4)
+    assert (shared.value, shared.missed, shared.why) == (1.0, False, "not decided on 2 cores")
+    assert own.missed
+
+
+def test_the_table_of_peers_has_a_line_for_each_row_and_says_what_failed() -> None:
+    """Microseconds become milliseconds, bytes megabytes; faults and rows left out are named below."""
+    rows = {"handled": _measured(1, 1_234), "empty": _measured(1, 100_400)}
+    rows["empty"]["faults"] = {"status errors of wrk (32 connections)": 1_000}
+    stamp = STAMP | {"packages": {"uvicorn": "0.54.0"}}
+    options = {"rounds": 5, "seconds": 3, "slow_rounds": 2, "slow_seconds": 9, "cores": "cores left to the system"}
+    runs = [{"id": 1, "stamp": stamp, "options": options, "versions": {"wrk": "4.1.0", "node": None}}]
+    text = verdict.render({"runs": runs, "rows": rows, "absent": {"portkey": "node is missing"}}, peers.TITLES)
+    assert "| **ours, handled** | 0.080 / 1.2 | 20,000 | 50 | 90 / 80 |" in text
+    assert "| empty Starlette app on uvicorn (!) | 0.080 / 100 | 20,000 | 50 | 90 / 80 |" in text
+    assert "- (!) empty Starlette app on uvicorn: 1,000 status errors of wrk (32 connections)" in text
+    assert "not measured: Portkey gateway" in text
+    assert text.endswith("uvicorn 0.54.0, wrk 4.1.0.")
+
+
+def test_an_answer_is_checked_for_status_lane_and_label() -> None:
+    """Fast wrong answers are no result."""
+    handled, passed = peers.ROWS["handled"], peers.ROWS["passed"]
+    body = b'{"choices": [{"message": {"content": "card_arrival"}}]}'
+    lane = {"x-tracer-lane": "surrogate"}
+    assert loads.fault(servers.Answer(200, lane, body), handled) is None
+    assert loads.fault(servers.Answer(429, lane, body), handled) == "status 429"
+    assert loads.fault(servers.Answer(200, {"x-tracer-lane": "teacher"}, body), handled) == "answered by lane teacher"
+    assert loads.fault(servers.Answer(200, lane, b"[]"), handled) == "no label in the answer"
+    assert loads.fault(servers.Answer(200, {}, b'{"label": "x"}'), peers.ROWS["tracer-llm"]) is None
+    events = {"x-tracer-lane": "teacher", "content-type": "text/event-stream"}
+    assert loads.fault(servers.Answer(200, events, b"data: {}\n\ndata: [DONE]\n\n"), passed) is None
+    assert loads.fault(servers.Answer(200, events, b"data: {}\n\n"), passed) == "no whole stream"
+
+
+def test_a_load_is_kept_in_its_round_and_faults_are_added_up() -> None:
+    """The most memory stands; what went wrong twice is counted twice."""
+    found: dict[str, Any] = {"rounds": [], "faults": {}}
+    for number, rss in ((0, 5), (0, 9), (1, 7)):
+        figures = _load(1 if number else 32, p50_us=1)
+        loads.keep(found, number, figures, {"rss": rss, "pss": rss}, Counter({"timeout errors of wrk": 2}))
+    assert [(each["round"], list(each["loads"])) for each in found["rounds"]] == [(0, ["32"]), (1, ["1"])]
+    assert found["memory"] == {"rss": 9, "pss": 9}
+    assert found["faults"] == {
+        "timeout errors of wrk (32 connections)": 4,
+        "timeout errors of wrk (1 connection)": 2,
+    }
+
+
+def test_only_calls_by_another_lane_and_losses_are_faults() -> None:
+    """The row's own calls are what was asked for."""
+    before = {"calls by lane surrogate": 10.0, "calls by lane teacher": 3.0}
+    after = {"calls by lane surrogate": 90.0, "calls by lane teacher": 5.0, "traces dropped": 1.0}
+    found = loads.miscounted(before, after, peers.ROWS["handled"])
+    assert found == {"calls by lane teacher": 2, "traces dropped": 1}
+
+
+def test_servers_and_load_have_cores_of_their_own_where_there_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The upstream behind shares the load's; several workers get what the load leaves, or share two."""
+    monkeypatch.setattr("shutil.which", lambda _: "taskset")
+    two, four = peers.choose_cores([0, 1], free=False), peers.choose_cores([0, 1, 2, 3], free=False)
+    assert [two.of(name) for name in ("gateway", "upstream", "behind", "gateway-2")] == [[0], [0], [1], [0, 1]]
+    assert four.of("gateway-2") == [0, 1, 2]
+    assert peers.choose_cores([0], free=False) == peers.choose_cores([0, 1], free=True) == loads.Cores()
+
+
+@pytest.mark.parametrize(
+    "argv", [["--rows", "ours"], ["--connections", "0"], ["--rounds", "0"], ["--seconds", "x"], ["--resume"]]
+)
+def test_peers_refuses_what_it_does_not_know(argv: list[str]) -> None:
+    """Unknown rows, numbers below one, and --resume without a file."""
+    with pytest.raises(SystemExit) as raised:
+        peers.parse(argv)
+    assert raised.value.code == 2
+
+
+def test_resume_keeps_rows_of_older_runs_and_forgets_runs_without_rows(tmp_path: Path) -> None:
+    """A row that is measured again belongs to the new run."""
+    result: dict[str, Any] = {"runs": [], "rows": {}, "absent": {}}
+    first = peers.parse(["--rows", "empty,handled", "--peer-env", str(tmp_path)])
+    peers.open_run(result, first.rows, {"portkey": "no node"}, first, loads.Cores())
+    again = peers.parse(["--rows", "handled,portkey", "--peer-env", str(tmp_path)])
+    peers.open_run(result, again.rows, {}, again, loads.Cores())
+    assert {name: row["run"] for name, row in result["rows"].items()} == {"empty": 1, "handled": 2, "portkey": 2}
+    assert [run["id"] for run in result["runs"]] == [1, 2]
+    assert result["absent"] == {}
+    rest = peers.parse(["--rows", "empty", "--peer-env", str(tmp_path)])
+    peers.open_run(result, rest.rows, {}, rest, loads.Cores())
+    assert [run["id"] for run in result["runs"]] == [2, 3]

@@ -20,12 +20,11 @@ class Chat(ModelEndpoint):
 
     async def answer(self, exchange: Exchange, call: LocalCall, reply: Answer) -> None:
         """A completion, or its stream."""
-        body = call.request.body
-        finish = "stop" if call.wanted is None else call.wanted.finish_reason
+        shape = call.shape
+        finish = shape.wanted.finish_reason
         envelope = Envelope(call.id, call.serving.version or "", finish, call.model, call.usage or NO_USAGE)
-        if not body.get("stream"):
+        if not shape.streamed:
             await send_bytes(exchange.send, 200, JSON, render(reply, envelope), exchange.headers)
             return
-        options = body.get("stream_options") or {}
-        content = render_stream(reply, envelope, options.get("include_usage") is True)
+        content = render_stream(reply, envelope, shape.include_usage)
         await send_bytes(exchange.send, 200, EVENT_STREAM, content, [NO_CACHE, *exchange.headers])

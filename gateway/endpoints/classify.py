@@ -1,6 +1,5 @@
 """`POST /{project}/classify`: one text in, one label out, without the shape of a chat."""
 
-from dataclasses import replace
 from typing import Any
 
 from gateway.answer import SURROGATE_MODEL
@@ -14,6 +13,7 @@ from gateway.errors import InvalidRequest, UpstreamUnreachable
 from gateway.exchange import Exchange
 from gateway.learn import Forwarded, learn
 from gateway.recognise import Recognised
+from gateway.shapes import Shape
 from gateway.wire import ModelRequest, Surface, parse_chat, parse_object
 from policies.types import Answer, AnswerKind, Reason
 
@@ -39,8 +39,8 @@ class Classify(Endpoint):
         if decision.label is not None and exchange.control.mode is Mode.SHADOW:
             decision = decision.put_off(Reason.ASKED)
         if decision.label is None and exchange.control.mode is Mode.LOCAL:
-            decision = replace(decision, lane=Lane.NONE)
-        self.count(project, decision)
+            decision = decision._replace(lane=Lane.NONE)
+        self.count(project, decision.lane, decision.reason or "")
         exchange.headers = tracer_headers(project, decision, call_id)
         self.explain(exchange, decision, serving)
         request = None if decision.label is not None else self._question(project, text, body.get("messages"))
@@ -50,7 +50,7 @@ class Classify(Endpoint):
             return
         upstream = self.services.upstream_of(project)
         found = Recognised(project, text if self.services.recogniser.flaw(text) is None else None)
-        call = Forwarded(call_id, found, decision, request, request.model, upstream)
+        call = Forwarded(call_id, found, decision, Surface.CHAT, Shape(request, project), request.model, upstream)
         outcome = await ask(self.services, exchange, upstream, Surface.CHAT, request.raw)
         exchange.headers = [*exchange.headers, (b"x-tracer-upstream", outcome.upstream.encode())]
         if outcome.copy is None:

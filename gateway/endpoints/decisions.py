@@ -28,7 +28,7 @@ class Decisions(ModelEndpoint):
         policy = call.serving.policy
         if policy is None or reply.kind is not AnswerKind.TEXT:
             return Reason.QUESTION
-        (question,) = call.request.body["questions"]
+        (question,) = call.read().body["questions"]
         if question["type"] == "predicate":
             return None if set(policy.labels) <= _SIDES else Reason.QUESTION
         values = _values(question)
@@ -42,7 +42,8 @@ class Decisions(ModelEndpoint):
         policy = call.serving.policy
         if call.reply is None or policy is None:
             return decision
-        found = await self.services.decider.probabilities(call.serving, call.found.text or "", call.control.agreement)
+        text, agreement = call.found.text or "", call.control.agreement
+        found = await self.services.decider.probabilities(call.serving, text, agreement, decision.stage)
         if found is None or decision.label is None:
             call.reply = None
             return decision.put_off(Reason.BUSY if policy.slow else Reason.ERROR)
@@ -52,7 +53,7 @@ class Decisions(ModelEndpoint):
     async def answer(self, exchange: Exchange, call: LocalCall, _: Answer) -> None:
         """The one answer, in the question's own values."""
         label, found = call.chosen or ("", {})
-        (question,) = call.request.body["questions"]
+        (question,) = call.read().body["questions"]
         if question["type"] == "predicate":
             given: dict[str, Any] = {"type": "predicate", "probability": found.get("true", 0.0)}
         else:

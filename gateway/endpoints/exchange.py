@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+from prometheus_client import Counter, Histogram
 from starlette.types import Receive, Scope, Send
 
 from gateway.access import Caller
 from gateway.asgi import LOCAL_HEADERS, Headers, header, read_body, send_error, send_json
 from gateway.control import Mode, explanation, read_control
-from gateway.decide import Decision, deferred
+from gateway.decide import Decision, Lane, deferred
 from gateway.errors import AnswerableError, ClientGone, ProjectNotAllowed, UnknownProject, UnsupportedEncoding
 from gateway.exchange import Exchange
 from gateway.registry import Serving
@@ -29,6 +30,9 @@ class Endpoint(ABC):
     def __init__(self, services: Services) -> None:
         self.services = services
         self.metrics = services.metrics
+        # Looking a series up by its labels costs more than counting.
+        self._counters: dict[tuple[str, str, str], Counter] = {}
+        self._clocks: dict[str, Histogram] = {}
         self._limit = services.settings.server.max_body_bytes
         self._body_seconds = services.settings.server.request_timeout
 
@@ -38,7 +42,8 @@ class Endpoint(ABC):
         try:
             if not self.public:
                 exchange.caller = self.services.access.enter(scope)
-                exchange.control = read_control(scope)
+                exchange.given = dict(scope["headers"])
+                exchange.control = read_control(scope["headers"], exchange.given)
             await self.serve(exchange)
         except ClientGone:
             self.metrics.disconnects.inc()
@@ -56,7 +61,7 @@ class Endpoint(ABC):
         """The request's body, within the limit and not compressed."""
         if exchange.encoded:
             raise UnsupportedEncoding("The body is compressed; send it as it is.")
-        return await read_body(exchange.scope, exchange.receive, self._limit, self._body_seconds)
+        return await read_body(exchange.given, exchange.receive, self._limit, self._body_seconds)
 
     def admit(self, exchange: Exchange, project: str | None) -> None:
         """Raise ProjectNotAllowed where the caller may not use a project, or calls of none (None)."""
@@ -78,7 +83,7 @@ class Endpoint(ABC):
         reason = self.unscored(exchange, serving, text)
         if reason is not None:
             return deferred(serving, reason)
-        return await self.services.decider.decide(serving, text, exchange.control.agreement)
+        return await self.services.decider.decide(serving, text, exchange.control.agreement, exchange.watched)
 
     def unscored(self, exchange: Exchange, serving: Serving, text: str | None) -> Reason | None:
         """Why a text (None: an embedding) is not even scored, or None."""
@@ -94,9 +99,20 @@ class Endpoint(ABC):
             told = explanation(decision, serving, control.agreement)
             exchange.headers = [*exchange.headers, (b"x-tracer-explain", told)]
 
-    def count(self, project: str, decision: Decision) -> None:
-        """Count a project's call under its lane and reason."""
-        self.metrics.requests.labels(project, decision.lane, decision.reason or "").inc()
+    def count(self, project: str, lane: Lane, reason: str = "") -> None:
+        """Count a call, of a project or of none (""), under its lane and reason."""
+        key = project, lane, reason
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = self.metrics.requests.labels(*key)
+        counter.inc()
+
+    def took(self, lane: Lane, seconds: float) -> None:
+        """Take down how long a call took."""
+        clock = self._clocks.get(lane)
+        if clock is None:
+            clock = self._clocks[lane] = self.metrics.request_seconds.labels(lane)
+        clock.observe(seconds)
 
 
 def _not_allowed(caller: Caller, project: str | None) -> ProjectNotAllowed:

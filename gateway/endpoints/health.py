@@ -1,5 +1,6 @@
 """`/health`, `/healthz`, `/readyz` and `/metrics`: what runs, for people, orchestrators and Prometheus."""
 
+import asyncio
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -38,7 +39,10 @@ class MetricsPage(Endpoint):
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer."""
-        page = generate_latest(self.metrics.registry)
+        if self.services.folder is None:
+            page = generate_latest(self.metrics.page)
+        else:
+            page = await asyncio.to_thread(generate_latest, self.metrics.page)  # it reads the files of every worker
         await send_bytes(exchange.send, 200, CONTENT_TYPE_LATEST.encode(), page, LOCAL_HEADERS)
 
 
@@ -51,7 +55,8 @@ class Health(Endpoint):
         """Answer."""
         projects = {name: _describe(self.services.registry.serving(name)) for name in self.services.settings.projects}
         default = self.services.settings.project_served()
-        shown: dict[str, Any] = {"status": "ok"}
+        folder = self.services.folder
+        shown: dict[str, Any] = {"status": "ok", "workers": 1 if folder is None else len(folder.running())}
         if default is not None:
             keys = ("method", "coverage", "teacher_agreement", "n_labels", "n_traces")
             shown |= {key: projects[default][key] for key in keys}

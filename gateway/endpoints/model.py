@@ -2,7 +2,8 @@
 
 import logging
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from gateway.answer import SURROGATE_MODEL
 from gateway.arguments import Writer, write_arguments
 from gateway.asgi import RELAYED_HEADERS, new_id, tracer_headers
 from gateway.control import Control, Mode
-from gateway.decide import Decision, Lane, deferred
+from gateway.decide import Decision, Lane, Watched, deferred
 from gateway.endpoints.passthrough import Relaying
 from gateway.errors import AnswerableError, InvalidRequest, KeptLocal, ModelNotAllowed
 from gateway.exchange import Exchange
@@ -19,8 +20,10 @@ from gateway.reading import readable
 from gateway.recognise import MODEL_PREFIX, Recognised
 from gateway.registry import Serving
 from gateway.relay import Client, Outcome, forward
+from gateway.services import Services
+from gateway.shapes import Shape, Shapes
 from gateway.upstream import Upstream, UpstreamCall
-from gateway.wanted import Wanted, misfit, wanted
+from gateway.wanted import misfit
 from gateway.wire import ModelRequest, Surface, intricate, with_model
 from policies.types import Answer, AnswerKind, Reason
 
@@ -31,20 +34,26 @@ logger = logging.getLogger(__name__)
 class LocalCall:
     """A project's call on its way through: `reply` is the answer it may be given, once there is one.
 
-    `model` is who gives it, `usage` (JSON) what it cost where an LLM wrote a part of it; `wanted` is what it was
-    checked against, `chosen` a decision's label with the probability of each.
+    `model` is who gives it, `usage` (JSON) what it cost where an LLM wrote a part of it, `chosen` a decision's label
+    with the probability of each. `watched` ends what takes long when the client goes away.
     """
 
-    id: str
-    request: ModelRequest
+    raw: bytes
+    shape: Shape
     found: Recognised
+    parse: Callable[[bytes], ModelRequest]
     control: Control
     serving: Serving
+    watched: Watched
+    id: str = field(default_factory=new_id)
     reply: Answer | None = None
     model: str = SURROGATE_MODEL
     usage: bytes | None = None
-    wanted: Wanted | None = None
     chosen: tuple[str, dict[str, float]] | None = None
+
+    def read(self) -> ModelRequest:
+        """The whole request, for the few calls that need more of it than its shape."""
+        return self.parse(self.raw)
 
 
 class ModelEndpoint(Relaying):
@@ -52,18 +61,22 @@ class ModelEndpoint(Relaying):
 
     surface: ClassVar[Surface]
 
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
+        self._shapes = Shapes(self._recognise)
+
     @abstractmethod
     def parse(self, raw: bytes) -> ModelRequest:
         """The request in a body; raises InvalidRequest."""
 
     def misfit(self, call: LocalCall, reply: Answer) -> Reason | None:
         """Why the answer would not be what the request asks for, or None."""
-        call.wanted = wanted(call.request)
+        asked = call.shape.wanted
         policy = call.serving.policy
         # Where no trace called a tool, none was offered, or none ever fitted: what the teacher would do now is unknown.
-        if call.wanted.may_call and policy is not None and not policy.knows_tools:
+        if asked.may_call and policy is not None and not policy.knows_tools:
             return Reason.TOOLS
-        return misfit(reply, call.wanted)
+        return misfit(reply, asked)
 
     @abstractmethod
     async def answer(self, exchange: Exchange, call: LocalCall, reply: Answer) -> None:
@@ -76,33 +89,35 @@ class ModelEndpoint(Relaying):
             return
         raw = await self.body(exchange)
         started = perf_counter()
-        request = None if intricate(raw) else self.parse(raw)
-        found = None if request is None else self._recognise(request, exchange.control)
-        self.admit(exchange, None if found is None else found.project)
-        if request is None or found is None:
+        read = self._read(raw, exchange.control.project)
+        self.admit(exchange, None if read is None else read[1].project)
+        if read is None:
             self.keep_local(exchange)
             exchange.headers = RELAYED_HEADERS
-            self.metrics.requests.labels("", Lane.TEACHER, "").inc()
+            self.count("", Lane.TEACHER)
             await self._forward(exchange, self.services.upstream_of(None), raw, copied=False)
             lane = Lane.TEACHER
         else:
-            lane = await self._serve_project(exchange, request, found)
-        self.metrics.request_seconds.labels(lane).observe(perf_counter() - started)
+            shape, found = read
+            project = self.services.settings.projects[found.project]
+            if not exchange.caller.may_ask(project, shape.model):
+                message = f"This key may be used for the project {found.project!r} with its own model only."
+                raise ModelNotAllowed(message)
+            serving = self.serving(found.project, exchange.caller)
+            call = LocalCall(raw, shape, found, self.parse, exchange.control, serving, exchange.watched)
+            lane = await self._serve_project(exchange, call)
+        self.took(lane, perf_counter() - started)
 
-    async def _serve_project(self, exchange: Exchange, request: ModelRequest, found: Recognised) -> Lane:
-        control, project = exchange.control, self.services.settings.projects[found.project]
-        if not exchange.caller.may_ask(project, request.model):
-            raise ModelNotAllowed(f"This key may be used for the project {found.project!r} with its own model only.")
-        serving = self.serving(found.project, exchange.caller)
-        call = LocalCall(new_id(), request, found, control, serving)
+    async def _serve_project(self, exchange: Exchange, call: LocalCall) -> Lane:
         decision = await self.decide(call)
         if decision.label is not None and call.reply is not None and _wants_arguments(call.reply):
             decision = await self._write_arguments(exchange, call, decision, call.reply)
-        if decision.label is None and control.mode is Mode.LOCAL:
-            decision = replace(decision, lane=Lane.NONE)
-        self.count(found.project, decision)
-        exchange.headers = tracer_headers(found.project, decision, call.id)
-        self.explain(exchange, decision, serving)
+        if decision.label is None and call.control.mode is Mode.LOCAL:
+            decision = decision._replace(lane=Lane.NONE)
+        project = call.found.project
+        self.count(project, decision.lane, decision.reason or "")
+        exchange.headers = tracer_headers(project, decision, call.id)
+        self.explain(exchange, decision, call.serving)
         if decision.label is not None and call.reply is not None:
             # OpenAI's clients show it as the answer's `request_id`; a forwarded answer brings the upstream's own.
             exchange.headers.append((b"x-request-id", b"req_" + call.id.encode()))
@@ -110,21 +125,41 @@ class ModelEndpoint(Relaying):
             return decision.lane
         if decision.lane is Lane.NONE:
             raise KeptLocal(f"The call was to be answered locally or not at all, and was deferred: {decision.reason}.")
-        upstream = self.services.upstream_of(found.project)
-        model, body = self._for_teacher(request, found.project)
-        outcome = await self._forward(exchange, upstream, body, copied=found.text is not None)
-        learn(self.services, Forwarded(call.id, found, decision, request, model, upstream), outcome)
+        upstream = self.services.upstream_of(project)
+        model, body = self._for_teacher(call, project)
+        outcome = await self._forward(exchange, upstream, body, copied=call.found.text is not None)
+        learn(
+            self.services, Forwarded(call.id, call.found, decision, self.surface, call.shape, model, upstream), outcome
+        )
         return decision.lane
 
-    def _recognise(self, request: ModelRequest, control: Control) -> Recognised | None:
+    def _read(self, raw: bytes, named: str | None) -> tuple[Shape, Recognised] | None:
+        """The project's call in a body: its shape and its input; None where it is no project's."""
+        known = self._shapes.find(raw, named)
+        if known is not None:
+            shape, text = known
+            reason = self.services.recogniser.flaw(text)
+            return shape, Recognised(shape.project, text if reason is None else None, reason)
+        if intricate(raw):
+            return None
         try:
-            return self.services.recogniser.recognise(request, control.project)
+            request, found = self._recognise(raw, named)
+            if found is None:
+                return None
+            shape = Shape(request, found.project)
+            if found.text is not None:
+                self._shapes.remember(raw, named, shape, found.text)
         except AnswerableError:
             raise
         except Exception as error:  # noqa: BLE001 - the border of an endpoint: what cannot be read is forwarded
             self.metrics.internal_errors.labels("recognise").inc()
             logger.error("reading a call failed (%s); it is forwarded", type(error).__name__)
             return None
+        return shape, found
+
+    def _recognise(self, raw: bytes, named: str | None) -> tuple[ModelRequest, Recognised | None]:
+        request = self.parse(raw)
+        return request, self.services.recogniser.recognise(request, named)
 
     async def decide(self, call: LocalCall) -> Decision:
         """Who answers; sets the call's reply where the policy may and does."""
@@ -133,7 +168,7 @@ class ModelEndpoint(Relaying):
             return deferred(serving, found.reason or Reason.NO_INPUT)
         if serving.policy is not None and control.mode is Mode.TEACHER:
             return deferred(serving, Reason.ASKED)
-        decision = await self.services.decider.decide(serving, found.text, control.agreement)
+        decision = await self.services.decider.decide(serving, found.text, control.agreement, call.watched)
         if decision.label is None or serving.policy is None:
             return decision
         reply = serving.policy.answers[decision.label]
@@ -153,8 +188,8 @@ class ModelEndpoint(Relaying):
         """The decision when an LLM has written the picked tool's arguments, or could not."""
         writer = self._writer(call)
         written = None
-        if writer is not None and call.wanted is not None:
-            written = await write_arguments(self.services, exchange, call.request, call.wanted, reply.text, writer)
+        if writer is not None:
+            written = await write_arguments(self.services, exchange, call.read(), call.shape.wanted, reply.text, writer)
         if writer is None or written is None:
             return decision.put_off(Reason.ARGUMENTS)
         call.reply, call.model, call.usage = written.answer, written.model, written.usage
@@ -168,25 +203,26 @@ class ModelEndpoint(Relaying):
             name = project.mini_upstream or settings.upstream_of(call.found.project)
             return None if name is None else Writer(Lane.MINI, self.services.upstreams[name], project.mini)
         name = settings.upstream_of(call.found.project)
-        asked = call.request.model
+        asked = call.shape.model
         model = project.teacher if asked.startswith(MODEL_PREFIX) else asked
         return None if name is None or model is None else Writer(Lane.TEACHER, self.services.upstreams[name], model)
 
-    def _for_teacher(self, request: ModelRequest, project: str) -> tuple[str, bytes]:
+    def _for_teacher(self, call: LocalCall, project: str) -> tuple[str, bytes]:
         """The teacher's model name, and the body that asks for it."""
-        if not request.model.startswith(MODEL_PREFIX):
-            return request.model, request.raw
+        asked = call.shape.model
+        if not asked.startswith(MODEL_PREFIX):
+            return asked, call.raw
         teacher = self.services.settings.projects[project].teacher
         if teacher is None:
             message = f"The call was deferred, and the project {project!r} has no 'teacher' model configured to ask."
             raise InvalidRequest(message, param="model")
-        return teacher, with_model(request.raw, teacher)
+        return teacher, with_model(call.raw, teacher)
 
     async def _forward(self, exchange: Exchange, upstream: Upstream, body: bytes, *, copied: bool) -> Outcome:
         scope = exchange.scope
         headers = readable(scope["headers"]) if copied else scope["headers"]
         call = UpstreamCall("POST", self.surface, scope["query_string"], headers, body)
-        client = Client(exchange.receive, exchange.send)
+        client = Client(scope, exchange.receive, exchange.send)
         outcome = await forward(
             upstream, call, client, exchange.headers, self.metrics, self.services.places, copied=copied
         )

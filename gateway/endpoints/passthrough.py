@@ -22,10 +22,10 @@ class Relaying(Endpoint):
         self.admit(exchange, None)
         self.keep_local(exchange)
         exchange.headers = RELAYED_HEADERS
-        self.metrics.requests.labels("", Lane.TEACHER, "").inc()
+        self.count("", Lane.TEACHER)
         upstream = self.services.upstream_of(None)
         scope = exchange.scope
-        client = Client(exchange.receive, exchange.send)
+        client = Client(scope, exchange.receive, exchange.send)
         body = client.upload() if _has_body(scope) else b""
         call = UpstreamCall(scope["method"], _path(scope), scope["query_string"], scope["headers"], body)
         outcome = await forward(upstream, call, client, exchange.headers, self.metrics, self.services.places)

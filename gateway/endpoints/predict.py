@@ -1,6 +1,7 @@
 """`POST /predict` and `/predict_batch`: the decision server's calls, in the shapes of `tracer-llm`."""
 
-import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from gateway.asgi import batch_headers, new_id, tracer_headers
 from gateway.control import Mode
-from gateway.decide import Decision, deferred
+from gateway.decide import LONG_CHARS, Decision, Lane, Value, deferred
 from gateway.endpoints.exchange import Endpoint, answer_json
 from gateway.errors import InvalidRequest, TooManyRows
 from gateway.exchange import Exchange
@@ -17,10 +18,11 @@ from gateway.services import Services
 from gateway.wire import parse_object
 from policies.types import Reason
 
-Value = str | NDArray[np.float32]
-
-# More rows than this take over a millisecond: they leave the event loop.
+# More rows than this, or more text, take over a millisecond: they leave the event loop.
 _ROWS_ON_LOOP = 8
+# What is read and counted on the event loop at a time: each takes about a millisecond.
+_ROWS_AT_ONCE = 256
+_NUMBERS_AT_ONCE = 20_000
 
 
 class Predict(Endpoint):
@@ -35,7 +37,7 @@ class Predict(Endpoint):
         key, given = _one_of(body, "embedding", "input")
         value = _text(given, key) if key == "input" else _rows([given], key, serving)[0]
         decision = _shown(exchange, await self._decide(exchange, serving, value))
-        self.count(project, decision)
+        self.count(project, decision.lane, decision.reason or "")
         exchange.headers = tracer_headers(project, decision, new_id())
         self.explain(exchange, decision, serving)
         score = 0.0 if decision.accept_score is None else decision.accept_score
@@ -74,36 +76,31 @@ class PredictBatch(Predict):
         if len(given) > self.services.settings.server.max_batch_rows:
             most = self.services.settings.server.max_batch_rows
             raise TooManyRows(f"{key!r} has {len(given)} rows; the limit is {most}.", param=key)
-        if key == "inputs" and serving.policy is not None and serving.policy.slow:
-            decisions = await self._decide_slowly(exchange, serving, [_text(item, key) for item in given])
-        elif len(given) > _ROWS_ON_LOOP:
-            decisions = await asyncio.to_thread(self._decide_all, exchange, serving, key, given)
-        else:
-            decisions = self._decide_all(exchange, serving, key, given)
-        decisions = [_shown(exchange, decision) for decision in decisions]
-        for decision in decisions:
-            self.count(project, decision)
-        await answer_json(
-            exchange,
-            {
-                "labels": [serving.said(decision.label) for decision in decisions],
-                "decisions": [decision.word for decision in decisions],
-                "handled": [decision.label is not None for decision in decisions],
-            },
-        )
+        labels: list[str | None] = []
+        words: list[str] = []
+        counts: Counter[tuple[Lane, Reason | None]] = Counter()
+        with exchange.watched():
+            for part in _parts(given, key, serving):
+                for found in await self._decide_part(exchange, serving, part):
+                    decision = _shown(exchange, found)
+                    labels.append(serving.said(decision.label))
+                    words.append(decision.word)
+                    counts[decision.lane, decision.reason] += 1
+        for (lane, reason), n in counts.items():
+            self.metrics.requests.labels(project, lane, reason or "").inc(n)
+        handled = [label is not None for label in labels]
+        await answer_json(exchange, {"labels": labels, "decisions": words, "handled": handled})
 
-    def _decide_all(self, exchange: Exchange, serving: Serving, key: str, given: list[Any]) -> list[Decision]:
-        values: list[Value]
-        values = [_text(item, key) for item in given] if key == "inputs" else list(_rows(given, key, serving))
-        return [self.here(exchange, serving, value) for value in values]
-
-    async def _decide_slowly(self, exchange: Exchange, serving: Serving, texts: list[str]) -> list[Decision]:
-        decisions = []
-        for i, text in enumerate(texts):
-            if i % _ROWS_ON_LOOP == 0:
-                await asyncio.sleep(0)
-            decisions.append(await self._decide(exchange, serving, text))
-        return decisions
+    async def _decide_part(self, exchange: Exchange, serving: Serving, values: Sequence[Value]) -> list[Decision]:
+        policy = serving.policy
+        texts = [value if isinstance(value, str) else None for value in values]
+        long = len(values) > _ROWS_ON_LOOP or sum(len(text or "") for text in texts) > LONG_CHARS
+        if policy is None or not (long or policy.slow):
+            return [self.here(exchange, serving, value) for value in values]
+        reasons = [self.unscored(exchange, serving, text) for text in texts]
+        asked = [value for value, reason in zip(values, reasons, strict=True) if reason is None]
+        found = iter(await self.services.decider.decide_rows(serving, asked, exchange.control.agreement))
+        return [next(found) if reason is None else deferred(serving, reason) for reason in reasons]
 
 
 def _shown(exchange: Exchange, decision: Decision) -> Decision:
@@ -135,6 +132,20 @@ def _text(value: Any, key: str) -> str:
     if type(value) is not str:
         raise InvalidRequest(f"{key!r} should hold text.", param=key)
     return value
+
+
+def _parts(given: list[Any], key: str, serving: Serving) -> Iterator[Sequence[Value]]:
+    """The texts or embeddings of a batch, as many at a time as are read in about a millisecond."""
+    if key == "inputs":
+        texts = [_text(item, key) for item in given]
+        yield from (texts[i : i + _ROWS_AT_ONCE] for i in range(0, len(texts), _ROWS_AT_ONCE))
+        return
+    lengths = {len(row) if type(row) is list else -1 for row in given}
+    if len(lengths) > 1 or lengths == {-1}:
+        raise InvalidRequest(f"{key!r} should hold numbers, equally many a row.", param=key)
+    at_once = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // max(lengths, default=1) or 1))
+    for i in range(0, max(1, len(given)), at_once):
+        yield list(_rows(given[i : i + at_once], key, serving))
 
 
 def _rows(given: list[Any], key: str, serving: Serving) -> NDArray[np.float32]:

@@ -21,9 +21,10 @@ class Responses(ModelEndpoint):
 
     async def answer(self, exchange: Exchange, call: LocalCall, reply: Answer) -> None:
         """A response, or its events."""
-        if call.request.body.get("stream"):
-            content = render_response_stream(reply, call.request, call.id, call.model, call.usage)
+        request = call.read()
+        if call.shape.streamed:
+            content = render_response_stream(reply, request, call.id, call.model, call.usage)
             await send_bytes(exchange.send, 200, EVENT_STREAM, content, [NO_CACHE, *exchange.headers])
         else:
-            content = render_response(reply, call.request, call.id, call.model, call.usage)
+            content = render_response(reply, request, call.id, call.model, call.usage)
             await send_bytes(exchange.send, 200, JSON, content, exchange.headers)

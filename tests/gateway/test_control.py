@@ -6,9 +6,10 @@ from gateway.control import Control, Mode, read_control
 from gateway.errors import InvalidRequest
 
 
-def _read(**headers: str) -> Control:
-    pairs = [(f"x-tracer-{name.replace('_', '-')}".encode(), value.encode()) for name, value in headers.items()]
-    return read_control({"type": "http", "headers": [(b"accept", b"*/*"), *pairs]})
+def _read(**given: str) -> Control:
+    pairs = [(f"x-tracer-{name.replace('_', '-')}".encode(), value.encode()) for name, value in given.items()]
+    headers = [(b"accept", b"*/*"), *pairs]
+    return read_control(headers, dict(headers))
 
 
 def test_a_call_that_asks_for_nothing_gets_the_defaults() -> None:
@@ -37,4 +38,4 @@ def test_a_header_given_twice_is_refused() -> None:
     """Which of them counts would be a guess."""
     twice = [(b"x-tracer-mode", b"teacher"), (b"x-tracer-mode", b"local")]
     with pytest.raises(InvalidRequest):
-        read_control({"type": "http", "headers": twice})
+        read_control(twice, dict(twice))

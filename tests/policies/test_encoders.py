@@ -4,9 +4,8 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +19,7 @@ from tokenizers.processors import TemplateProcessing
 
 from policies.encoders import Encoder, EndpointEncoder, TransformerEncoder, load_encoder
 from policies.errors import FitError
+from tests.scripted_embeddings import Script, ScriptedEmbeddings, embeddings_of
 
 MODELS = Path(os.environ.get("TRACER_MODELS", Path(__file__).resolve().parents[2] / ".." / "shared" / "models"))
 VOCABULARY = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "card": 3, "lost": 4, "my": 5, "Card": 6, "query:": 7}
@@ -477,82 +477,7 @@ def test_a_real_model_survives_its_policy_folder(minilm: Encoder) -> None:
 
 # Endpoints -----------------------------------------------------------------------------------------------------------
 
-Script = Callable[[list[str]], tuple[int, Any]]
 KEY = "sk-very-secret-0123"
-
-
-def _vector(text: str) -> list[float]:
-    return [float(len(text)), 1.0, -2.0]
-
-
-def _embeddings(texts: list[str]) -> dict[str, Any]:
-    return {"data": [{"index": i, "embedding": _vector(text)} for i, text in enumerate(texts)]}
-
-
-class _QuietServer(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *_: Any) -> None:
-        """A client that has given up is part of the tests."""
-
-
-class ScriptedEmbeddings:
-    """An embeddings endpoint on a real socket: answers by `scripts`, one a request, then correctly."""
-
-    def __init__(self, *scripts: Script) -> None:
-        self.scripts = list(scripts)
-        self.requests: list[dict[str, Any]] = []
-        self.paths: list[str] = []
-        self.keys: list[str | None] = []
-        self.connections: set[tuple[str, int]] = set()
-        self.close_each = self.hang_up_after_answer = False
-        self._server = _QuietServer(("127.0.0.1", 0), self._handler())
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.requests.append(body)
-                outer.paths.append(self.path)
-                outer.keys.append(self.headers.get("Authorization"))
-                outer.connections.add(self.client_address)
-                status, answer = (
-                    outer.scripts.pop(0)(body["input"]) if outer.scripts else (200, _embeddings(body["input"]))
-                )
-                if status == 0:  # hang up
-                    self.close_connection = True
-                    return
-                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data) + (9 if status == 206 else 0)))
-                if outer.close_each:
-                    self.send_header("Connection", "close")
-                self.end_headers()
-                self.wfile.write(data)
-                self.wfile.flush()
-                # Hung up without a word, as servers do with idle connections.
-                self.close_connection |= outer.close_each or status == 206 or outer.hang_up_after_answer
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-                """Quiet."""
-
-        return Handler
 
 
 @pytest.fixture
@@ -609,7 +534,7 @@ def test_white_space_costs_no_call(endpoint: ScriptedEmbeddings) -> None:
 
 def test_embeddings_are_put_in_the_order_of_their_index(endpoint: ScriptedEmbeddings) -> None:
     """An endpoint may answer in any order."""
-    endpoint.scripts = [lambda texts: (200, {"data": _embeddings(texts)["data"][::-1]})]
+    endpoint.scripts = [lambda texts: (200, {"data": embeddings_of(texts)["data"][::-1]})]
     many = EndpointEncoder(endpoint.url, "small", dimensions=3).encode_many(["a", "abcdef"])
     assert np.allclose(many[1], _unit(np.array([6, 1, -2])), atol=1e-6)
 
@@ -702,7 +627,7 @@ def test_a_silent_endpoint_is_given_up_after_the_timeout(endpoint: ScriptedEmbed
 
     def wait(texts: list[str]) -> tuple[int, Any]:
         released.wait(10)
-        return 200, _embeddings(texts)
+        return 200, embeddings_of(texts)
 
     endpoint.scripts = [wait]
     try:
