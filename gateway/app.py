@@ -1,6 +1,7 @@
 """create_app(settings): routes, error handlers and lifespan of one gateway; nothing else."""
 
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 
@@ -12,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.access import check_access
-from gateway.asgi import LOCAL_HEADERS
+from gateway.asgi import Whole, error_answer, send_whole
 from gateway.endpoints.chat import Chat
 from gateway.endpoints.classify import Classify
 from gateway.endpoints.decisions import Decisions
@@ -26,6 +27,8 @@ from gateway.errors import AnswerableError, InternalError, MethodNotAllowed, Not
 from gateway.services import Services, build_services
 from gateway.settings import Settings
 from gateway.shared_metrics import MetricsFolder
+
+logger = logging.getLogger(__name__)
 
 
 class Gateway(Starlette):
@@ -52,17 +55,27 @@ class Gateway(Starlette):
         scope["app"] = self
         try:
             await endpoint(scope, receive, send)
-        except Exception as error:
+        except Exception:
             # As Starlette does; where an answer has begun the server refuses another and hangs up.
-            response = await _failed(Request(scope), error)
             with contextlib.suppress(RuntimeError):
-                await response(scope, receive, send)
+                await send_whole(send, _failure(self.state.services))
             raise
+
+    def at_once(self, scope: Scope, body: bytes) -> Whole | None:
+        """The answer of a request whose body is there, where there is nothing to wait for; None: call the app."""
+        endpoint = self._models.get(scope["path"]) if scope["method"] == "POST" else None
+        if endpoint is None:
+            return None
+        try:
+            return endpoint.at_once(scope, body)
+        except Exception:  # the border of an endpoint
+            logger.exception("a call could not be served")
+            return _failure(self.state.services)
 
 
 def create_app(
     settings: Settings, environ: Mapping[str, str] = os.environ, folder: MetricsFolder | None = None
-) -> Starlette:
+) -> Gateway:
     """The gateway as an ASGI app; raises SettingsError. Nothing is opened before its lifespan starts.
 
     `folder` is what this process counts in where it is one of several workers.
@@ -111,14 +124,24 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, _: Exception) -> Response:
-    services: Services = request.app.state.services
+    return _response(_failure(request.app.state.services))
+
+
+def _failure(services: Services) -> Whole:
     services.metrics.internal_errors.labels("endpoint").inc()
-    return _answered(request, InternalError("The gateway failed to answer."))
+    error = InternalError("The gateway failed to answer.")
+    services.metrics.errors.labels(error.code).inc()
+    return error_answer(error)
 
 
 def _answered(request: Request, error: AnswerableError) -> Response:
     services: Services = request.app.state.services
     services.metrics.errors.labels(error.code).inc()
-    response = Response(error.body(), error.status, media_type="application/json")
-    response.raw_headers.extend(LOCAL_HEADERS)
+    return _response(error_answer(error))
+
+
+def _response(answer: Whole) -> Response:
+    status, headers, body = answer
+    response = Response(body, status)
+    response.raw_headers = headers
     return response

@@ -17,6 +17,9 @@ ON_LEAVE = "tracer.on_leave"
 """What our server adds to a scope: given a function, it calls it once when the client leaves (None: it does not), and
 says whether the client is still there."""
 
+Whole = tuple[int, Headers, bytes]
+"""Status, headers and body of an answer that is there as a whole."""
+
 _NONE = b"none"
 
 
@@ -112,12 +115,23 @@ def batch_headers(project: str, policy_version: str | None) -> Headers:
     return _headers(_NONE, _NONE, project.encode(), _NONE if policy_version is None else policy_version.encode())
 
 
+def whole(status: int, content_type: bytes, body: bytes, headers: Headers) -> Whole:
+    """One whole answer, `headers` added to those that it needs."""
+    framing: Headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    return status, framing + headers, body
+
+
+async def send_whole(send: Send, answer: Whole) -> None:
+    """Send one whole answer."""
+    status, headers, body = answer
+    # `whole` is ours: the server may wait for the body, which follows at once, and send both in one piece.
+    await send({"type": "http.response.start", "status": status, "headers": headers, "whole": True})
+    await send({"type": "http.response.body", "body": body})
+
+
 async def send_bytes(send: Send, status: int, content_type: bytes, body: bytes, headers: Headers) -> None:
     """One whole answer."""
-    framing: Headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
-    # `whole` is ours: the server may wait for the body, which follows at once, and send both in one piece.
-    await send({"type": "http.response.start", "status": status, "headers": framing + headers, "whole": True})
-    await send({"type": "http.response.body", "body": body})
+    await send_whole(send, whole(status, content_type, body, headers))
 
 
 async def send_json(send: Send, value: Any, headers: Headers = LOCAL_HEADERS, status: int = 200) -> None:
@@ -125,6 +139,6 @@ async def send_json(send: Send, value: Any, headers: Headers = LOCAL_HEADERS, st
     await send_bytes(send, status, JSON, encoded(value), headers)
 
 
-async def send_error(send: Send, error: AnswerableError, headers: Headers = LOCAL_HEADERS) -> None:
+def error_answer(error: AnswerableError, headers: Headers = LOCAL_HEADERS) -> Whole:
     """An error in OpenAI's shape."""
-    await send_bytes(send, error.status, JSON, error.body(), [*error.headers, *headers])
+    return whole(error.status, JSON, error.body(), [*error.headers, *headers])

@@ -90,18 +90,25 @@ class Decider:
         encoder, or does, is deferred as busy. Only what `watched` raises goes through: it goes round whatever leaves
         the event loop, for as long as that takes.
         """
+        decision = self.decide_quickly(serving, text, agreement)
+        if decision is not None or serving.policy is None:
+            return decision or deferred(serving, serving.reason)
+        return await self._elsewhere(serving, serving.policy, text, agreement, watched)
+
+    def decide_quickly(self, serving: Serving, text: str, agreement: float | None = None) -> Decision | None:
+        """As `decide`, where that takes microseconds; None where it has to leave the event loop."""
         policy = serving.policy
-        if len(text) > LONG_CHARS and policy is not None:
-            return await self._elsewhere(serving, policy, text, agreement, watched)
-        if policy is None or not policy.slow:
-            return self.decide_here(serving, text, agreement)
+        if policy is None:
+            return deferred(serving, serving.reason)
+        if len(text) > LONG_CHARS:
+            return None
         started = perf_counter()
         try:
-            local = policy.decide_quickly(text, agreement)
+            local = policy.decide_quickly(text, agreement) if policy.slow else policy.decide(text, agreement)
         except Exception as error:  # noqa: BLE001 - the border of local scoring: any fault ends in a forward
             return self._failed(serving, error)
         if local is None:
-            return await self._elsewhere(serving, policy, text, agreement, watched)
+            return None
         self._metrics.decision_seconds.observe(perf_counter() - started)
         return of_local(local, serving)
 

@@ -2,29 +2,43 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.access import ANYBODY, Caller
 from gateway.asgi import Headers, header
 from gateway.control import NO_CONTROL, Control
 from gateway.relay import Client
 
+BEGUN = "tracer.begun"
+"""Where a scope has the exchange of a request that an endpoint has begun to serve (see `ModelEndpoint.at_once`)."""
+
+
+async def _nothing() -> Message:
+    raise RuntimeError("there is nothing to receive from yet")
+
+
+async def _nowhere(_: Message) -> None:
+    raise RuntimeError("there is nowhere to send to yet")
+
 
 @dataclass(slots=True)
 class Exchange:
     """`headers` are the x-tracer headers of its answer, `control` is what the caller asks of the call.
 
-    `given` are the request's headers by name, the last of each.
+    `given` are the request's headers by name, the last of each. `begun` is what an endpoint has made of the request
+    before there was a task to serve it.
     """
 
     scope: Scope
-    receive: Receive
-    send: Send
     headers: Headers
+    receive: Receive = _nothing
+    send: Send = _nowhere
     caller: Caller = ANYBODY
     control: Control = NO_CONTROL
     given: dict[bytes, bytes] = field(default_factory=dict)
+    begun: Any = None
 
     def watched(self) -> AbstractContextManager[None]:
         """Cancels what runs inside when the client goes away, and raises ClientGone in its place."""

@@ -10,13 +10,13 @@ import functools
 import urllib.parse
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 import httptools
-from starlette.types import Message
+from starlette.types import Message, Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from gateway.asgi import LOCAL_HEADERS, ON_LEAVE
+from gateway.asgi import LOCAL_HEADERS, ON_LEAVE, Whole
 from gateway.encoding import JSON
 from gateway.errors import AnswerableError, HeadTooLarge, InvalidHttp, RequestTimeout
 
@@ -64,7 +64,7 @@ class _Cycle(RequestResponseCycle):
             return
         if self.response_complete or message["type"] != "http.response.body":
             raise RuntimeError(f"{message['type']} after the answer's start or end")
-        self._send_body(message.get("body", b""), message.get("more_body", False))
+        self._send_body(message.get("body", b""), more=message.get("more_body", False))
 
     def _head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         """Status line and headers. Names are lower case already, and valid: ours, or read by the HTTP client."""
@@ -92,7 +92,7 @@ class _Cycle(RequestResponseCycle):
             raise RuntimeError("a header of the answer holds a control character")
         return head
 
-    def _send_body(self, body: bytes, more: bool) -> None:
+    def _send_body(self, body: bytes, *, more: bool) -> None:
         if self.scope["method"] == "HEAD":
             self.expected_content_length, body = 0, b""
         elif self.chunked_encoding:
@@ -114,6 +114,13 @@ class _Cycle(RequestResponseCycle):
             self.transport.close()
         self.on_response()
 
+    def answer(self, answer: Whole) -> None:
+        """Send a whole answer."""
+        status, headers, body = answer
+        self._held = self._head(status, headers)
+        self.response_started = True
+        self._send_body(body, more=False)
+
     def on_leave(self, call: Callable[[], None] | None) -> bool:
         """Have `call` called once if the client leaves before its answer is out; False where it has."""
         self._leaving = call
@@ -127,9 +134,14 @@ class _Cycle(RequestResponseCycle):
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection. `request_timeout` bounds a whole head, and the wait between two pieces of a body, in seconds."""
+    """One connection.
+
+    `request_timeout` bounds a whole head, and the wait between two pieces of a body, in seconds. `at_once` may answer a
+    request that has come whole; None from it is a request for the application, in a task of its own.
+    """
 
     request_timeout: float = 60.0
+    at_once: Callable[[Scope, bytes], Whole | None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected: its first request is due."""
@@ -137,6 +149,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._request_bytes = self._body_bytes = self._fed_bytes = self._first_bytes = 0
         self._too_large = False
         self._answered: _Cycle | None = None
+        self._fresh: _Cycle | None = None  # whose turn it is, and which nobody serves yet
         self._due: float | None = None  # on the loop's clock: when what is waited for must have come
         self._timer: asyncio.TimerHandle | None = None
         super().connection_made(transport)
@@ -159,6 +172,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._request_bytes += len(data)
         self._fed_bytes = len(data)
         self._feed(data)
+        if self._fresh is not None:
+            self._start(self._fresh)
         if self.transport.is_closing():
             return
         framing = self._request_bytes - self._body_bytes * (1 + _FRAMING_PER_BYTE)
@@ -245,10 +260,20 @@ class GuardedProtocol(HttpToolsProtocol):
         )
         scope[ON_LEAVE] = cycle.on_leave  # type: ignore[literal-required]
         if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
+            self._fresh = cycle
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
+
+    def _start(self, cycle: _Cycle) -> None:
+        self._fresh = None
+        waits = cycle.more_body or cycle.waiting_for_100_continue or self.flow.write_paused or self.access_log
+        at_once = None if waits else self.at_once
+        answer = None if at_once is None else at_once(cast("Scope", cycle.scope), bytes(cycle.body))
+        if answer is None:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            cycle.answer(answer)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle if isinstance(cycle, _Cycle) else None
@@ -275,6 +300,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._part is _Part.BODY:
             self._part = _Part.NOTHING
             super().on_message_complete()
+            if self._fresh is not None:
+                self._start(self._fresh)
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn says to what is no HTTP."""

@@ -10,6 +10,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.memory import give_back
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from policies.artifact import MANIFEST
@@ -96,6 +97,8 @@ class Registry:
             serving = await asyncio.to_thread(_load, path)
             self._marks[project] = mark
             self._swap(project, serving)
+            if serving.policy is not None:
+                await asyncio.to_thread(give_back)
 
     def _swap(self, project: str, new: Serving) -> None:
         old = self._serving[project]

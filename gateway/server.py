@@ -1,6 +1,5 @@
 """The HTTP server a gateway runs in: uvicorn, set up from the settings."""
 
-import gc
 import os
 import signal
 import socket
@@ -8,9 +7,9 @@ import sys
 from collections.abc import Callable
 
 import uvicorn
-from starlette.applications import Starlette
 
-from gateway.app import create_app
+from gateway.app import Gateway, create_app
+from gateway.memory import settle
 from gateway.place import CANNOT_START
 from gateway.protocol import GuardedProtocol
 from gateway.services import Services
@@ -34,11 +33,12 @@ def serve(settings: Settings, listener: socket.socket, on_ready: Callable[[str],
         sys.exit(CANNOT_START)
 
 
-def server_config(gateway: Starlette, settings: ServerSettings) -> uvicorn.Config:
+def server_config(gateway: Gateway, settings: ServerSettings) -> uvicorn.Config:
     """How uvicorn is to serve `gateway`."""
 
     class Protocol(GuardedProtocol):
         request_timeout = settings.request_timeout
+        at_once = staticmethod(gateway.at_once)
 
     return uvicorn.Config(
         gateway,
@@ -61,7 +61,7 @@ class GatewayServer(uvicorn.Server):
     """Calls `on_ready` with the banner when it has started."""
 
     def __init__(
-        self, gateway: Starlette, settings: ServerSettings, address: tuple[str, int], on_ready: Callable[[str], None]
+        self, gateway: Gateway, settings: ServerSettings, address: tuple[str, int], on_ready: Callable[[str], None]
     ) -> None:
         super().__init__(server_config(gateway, settings))
         self.services: Services = gateway.state.services
@@ -71,9 +71,7 @@ class GatewayServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            # What start-up made stays: no collection need look at it again while a call waits.
-            gc.collect()
-            gc.freeze()
+            settle()
             self._on_ready(_banner(self.services, *self._address))
 
 

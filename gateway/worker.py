@@ -13,9 +13,7 @@ from asyncio.base_events import Server
 from multiprocessing.connection import Connection
 from types import FrameType
 
-from starlette.applications import Starlette
-
-from gateway.app import create_app
+from gateway.app import Gateway, create_app
 from gateway.errors import SettingsError
 from gateway.logs import log_to_stderr
 from gateway.place import CANNOT_START, LAST_SECONDS, SIGNALS, Order, Place, Word
@@ -56,7 +54,7 @@ def run_worker(place: Place, supervisor: Connection, restarted: bool) -> None:
 
 class _Server(GatewayServer):
     def __init__(
-        self, gateway: Starlette, settings: Settings, place: Place, folder: MetricsFolder, supervisor: Connection
+        self, gateway: Gateway, settings: Settings, place: Place, folder: MetricsFolder, supervisor: Connection
     ) -> None:
         super().__init__(gateway, settings.server, place.sockets[place.number].getsockname()[:2], self._ready)
         self.orphaned = False

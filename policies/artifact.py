@@ -5,9 +5,11 @@
                                         several fields), tokenizer.json, certificate.json, frontier.json, report.json,
                                         traces.jsonl
     PATH/encoders/<sha256>/...          what the transformer or endpoint block needs; versions share it
+    PATH/tables/<sha256>/words.npy      the word vectors; versions share them
 
 A version is written whole, flushed to disk, and only then does one rename of `manifest.json` make it the served one: a
-reader sees the old version or the new one, never a mixture. Nothing in the folder is executable; JSON and ONNX only.
+reader sees the old version or the new one, never a mixture. Nothing in the folder is executable: JSON, ONNX and plain
+arrays.
 """
 
 import hashlib
@@ -30,7 +32,8 @@ from policies.input_form import InputForm
 SCHEMA_VERSION = 4
 MANIFEST = "manifest.json"
 _VERSIONS = "versions"
-_ENCODERS = "encoders"
+# What versions share, by the first part of its files' roles: it is large and seldom changes.
+_SHARED = {"encoder": "encoders", "table": "tables"}
 # Old versions stay for a rollback, and for a reader that is half way through one when the next is written.
 _KEPT_VERSIONS = 5
 
@@ -87,13 +90,14 @@ class StageEntry:
     """One stage as it is served: its heads, one a field of the answer, and what their graphs are fed.
 
     `threshold` is the accept score to reach (None: nothing but protected labels is answered), the product of the
-    heads'. `n_lexical_tokens` is the offset of the bigrams (None: no lexical block), `tokens` and `encoded` whether
-    the graphs read token ids, and a vector.
+    heads'. `n_lexical_tokens` is the offset of the bigrams (None: no lexical block), `tokens`, `words` and `encoded`
+    whether the graphs read token ids, the table of word vectors, and an encoder's vector.
     """
 
     heads: list[HeadEntry]
     threshold: float | None
     tokens: bool
+    words: bool
     n_lexical_tokens: int | None
     encoded: bool
 
@@ -198,6 +202,28 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def read_file(path: str | Path, manifest: Manifest, role: str) -> bytes:
     """The bytes of one file, size and checksum verified. Raises PolicyDamaged."""
+    place, entry = _place(path, manifest, role)
+    try:
+        content = place.read_bytes()
+    except OSError as error:
+        raise PolicyDamaged(f"{path}/{entry.path}: {error.strerror or error}") from error
+    _compare(path, entry, len(content), hashlib.sha256(content).hexdigest())
+    return content
+
+
+def check_file(path: str | Path, manifest: Manifest, role: str) -> tuple[Path, str]:
+    """Where one file lies, and its SHA-256, verified as `read_file` does without holding it. Raises PolicyDamaged."""
+    place, entry = _place(path, manifest, role)
+    try:
+        with place.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            _compare(path, entry, file.tell(), digest)
+    except OSError as error:
+        raise PolicyDamaged(f"{path}/{entry.path}: {error.strerror or error}") from error
+    return place, digest
+
+
+def _place(path: str | Path, manifest: Manifest, role: str) -> tuple[Path, File]:
     entry = manifest.files.get(role)
     if entry is None:
         raise PolicyDamaged(f"{path}/{MANIFEST}: names no {role} file")
@@ -205,54 +231,65 @@ def read_file(path: str | Path, manifest: Manifest, role: str) -> bytes:
     place = (root / entry.path).resolve()
     if not place.is_relative_to(root):
         raise PolicyDamaged(f"{path}/{MANIFEST}: {entry.path} lies outside the policy folder")
-    try:
-        content = place.read_bytes()
-    except OSError as error:
-        raise PolicyDamaged(f"{path}/{entry.path}: {error.strerror or error}") from error
-    if len(content) != entry.bytes or hashlib.sha256(content).hexdigest() != entry.sha256:
+    return place, entry
+
+
+def _compare(path: str | Path, entry: File, size: int, digest: str) -> None:
+    if size != entry.bytes or digest != entry.sha256:
         raise PolicyDamaged(f"{path}/{entry.path}: checksum does not match the manifest")
-    return content
 
 
 def write_version(
     path: str | Path,
     manifest: Manifest,
     contents: Mapping[str, tuple[str, bytes]],
-    encoder: Mapping[str, bytes] | None = None,
+    shared: Mapping[str, bytes] | None = None,
 ) -> Manifest:
     """Write a version and make it the served one. Returns the manifest as written, with its files.
 
-    `contents` maps a role to (file name, bytes). `encoder` maps file names to bytes: they are large and seldom change,
-    so versions share them; their roles are `encoder/` and the name. Raises ArtifactError where the folder cannot be
-    written; the version served before then stays served.
+    `contents` maps a role to (file name, bytes). `shared` maps roles to bytes: they are large and seldom change, so
+    versions share them; such a role is `encoder/` or `table/`, and the file's name. Raises ArtifactError where the
+    folder cannot be written; the version served before then stays served.
     """
     root = Path(path)
     relative = f"{_VERSIONS}/{manifest.version}"
     try:
-        written = _write_encoder(root, encoder) if encoder else {}
+        written = _write_shared(root, shared or {})
         _write_folder(root / relative, dict(contents.values()))
         written |= {role: _entry(f"{relative}/{name}", content) for role, (name, content) in contents.items()}
         complete = Manifest(**{**_shallow(manifest), "files": written})
         _write_manifest(root, complete)
         _drop_old(root / _VERSIONS, _KEPT_VERSIONS)
-        # At most one a version; the one just written has touched its own.
-        _drop_old(root / _ENCODERS, _KEPT_VERSIONS)
+        for kind in _SHARED.values():
+            # At most one a version; the one just written has touched its own.
+            _drop_old(root / kind, _KEPT_VERSIONS)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot write the policy: {error.strerror or error}") from error
     return complete
 
 
-def _write_encoder(root: Path, files: Mapping[str, bytes]) -> dict[str, File]:
+def _write_shared(root: Path, shared: Mapping[str, bytes]) -> dict[str, File]:
+    found: dict[str, File] = {}
+    for part, kind in _SHARED.items():
+        files = {role.partition("/")[2]: content for role, content in shared.items() if role.startswith(f"{part}/")}
+        if files:
+            folder = _write_once(root, kind, files)
+            found |= {f"{part}/{name}": _entry(f"{folder}/{name}", content) for name, content in files.items()}
+    return found
+
+
+def _write_once(root: Path, kind: str, files: Mapping[str, bytes]) -> str:
+    """The folder that has these files, named by what they hold."""
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(hashlib.sha256(files[name]).digest())
-    folder = f"{_ENCODERS}/{digest.hexdigest()[:16]}"
+    folder = f"{kind}/{digest.hexdigest()[:16]}"
     if all(_same(root / folder / name, content) for name, content in files.items()):
         os.utime(root / folder)
     else:
         shutil.rmtree(root / folder, ignore_errors=True)
         _write_folder(root / folder, files)
-    return {f"encoder/{name}": _entry(f"{folder}/{name}", content) for name, content in files.items()}
+    return folder
 
 
 def _write_folder(target: Path, files: Mapping[str, bytes]) -> None:

@@ -1,10 +1,11 @@
 """Surrogate, acceptor and guard of one stage as one ONNX graph, checked decision by decision against the fitted models.
 
 Inputs, as far as the stage reads them: `ids` int64 (tokens,) and `features` int64 (distinct ones,), both from
-`features.py`; `vector` float32 (d,), the encoder's; or `embedding` float32 (d,), the user's. Outputs: `decision`
-float32 (1, 3), the label's index, the log-odds of the accept score and the guard's value; and `probabilities` float32
-(R, K): the softmax of each view, that of the logits first. The acceptor reads them anyway, so nothing is computed for
-who does not fetch them. Thresholds stay outside, in the manifest, so that a frontier needs one graph.
+`features.py`; `words` float16 (V, d), the table of word vectors, which is large, the same for all graphs and so in none
+of them; `vector` float32 (d,), the encoder's; or `embedding` float32 (d,), the user's. Outputs: `decision` float32
+(1, 3), the label's index, the log-odds of the accept score and the guard's value; and `probabilities` float32 (R, K):
+the softmax of each view, that of the logits first. The acceptor reads them anyway, so nothing is computed for who does
+not fetch them. Thresholds stay outside, in the manifest, so that a frontier needs one graph.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from policies.candidates import Surrogate
 from policies.decision_graph import judge, read_views
 from policies.errors import ExportError
 from policies.forest import FLOOR, ForestModel
-from policies.graph import FLOAT, INT64, ML_DOMAIN, GraphWriter
+from policies.graph import FLOAT, FLOAT16, INT64, ML_DOMAIN, GraphWriter
 from policies.guard import Guard
 from policies.mlp import MlpModel
 from policies.neighbours import ASKED, TIE, Neighbours
@@ -50,6 +51,8 @@ def build_graph(fitted: Fitted) -> bytes:
     reader, inputs = fitted.reader, []
     if reader.table is not None:
         inputs.append(helper.make_tensor_value_info("ids", INT64, ["tokens"]))
+        if reader.static:
+            inputs.append(helper.make_tensor_value_info("words", FLOAT16, list(reader.table.vectors.shape)))
     if reader.vocabulary is not None:
         inputs.append(helper.make_tensor_value_info("features", INT64, ["features"]))
     if reader.vector_size:
@@ -146,7 +149,7 @@ def _dense_blocks(writer: GraphWriter, reader: StageReader, tokens: str) -> list
         return [(scaled, len(reader.scaling.shift))]
     blocks = []
     if reader.static and reader.table is not None:
-        vectors = writer.node("Gather", writer.constant(reader.table.vectors), "ids")
+        vectors = writer.node("Gather", "words", "ids")
         # A product with ones takes a quarter of the time of ReduceSum.
         ones = writer.node("ConstantOfShape", tokens, value=helper.make_tensor("one", FLOAT, [1], [1.0]))
         total = writer.node("MatMul", ones, writer.node("Cast", vectors, to=FLOAT))

@@ -4,10 +4,13 @@ A text is lower-cased and tokenised once; the same ids index the lexical rows (u
 static word vectors.
 """
 
+import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,9 @@ MAX_CHARS = 16_384
 # Bigrams share this many buckets; two that collide share a weight.
 BIGRAM_BUCKETS = 2**18
 _BIGRAM_FACTOR = 31_337
+# Texts whose tokens the tokenizer remembers. It forgets none, so the ten thousand it would take are tens of megabytes
+# for the first ten thousand texts; of those that come again and again most are among the first few.
+_REMEMBERED = 256
 # Texts tokenised at a time: the token lists of a million texts would not fit in memory.
 _TEXTS_AT_ONCE = 20_000
 
@@ -64,6 +70,19 @@ class TextEncoder:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._words = word_cache(self._tokenizer, tokenizer_json)
+        # A private name, and not every kind of model has it.
+        if resize := getattr(self._tokenizer.model, "_resize_cache", None):
+            resize(_REMEMBERED)
+
+    @classmethod
+    def shared(cls, tokenizer_json: bytes) -> "TextEncoder":
+        """As the constructor; who asks for the same tokenizer again while it is in use gets the one there is."""
+        digest = hashlib.sha256(tokenizer_json).digest()
+        with _SHARING:
+            found = _SHARED.get(digest)
+            if found is None:
+                found = _SHARED[digest] = cls(tokenizer_json)
+            return found
 
     @classmethod
     def read(cls, path: Path) -> "TextEncoder":
@@ -102,6 +121,10 @@ class TextEncoder:
     def _encode_part(self, texts: Sequence[str]) -> Tokens:
         clean = [_without_surrogates(text).lower() if not text.isspace() else "" for text in texts]
         return Tokens.of([row.ids for row in self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)])
+
+
+_SHARED: WeakValueDictionary[bytes, TextEncoder] = WeakValueDictionary()
+_SHARING = threading.Lock()
 
 
 def raw_features(tokens: Sequence[int], vocabulary_size: int) -> Ids:

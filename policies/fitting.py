@@ -29,7 +29,7 @@ from policies.forms import Forms
 from policies.judging import Judged, judge
 from policies.learning import Learned, Progress, learn, silent
 from policies.policy import Policy, read_encoder
-from policies.serving import combinations, export_stages, frontier_entries
+from policies.serving import combinations, export_stages, frontier_entries, shared_files
 from policies.settings import FeatureSpec, FitConfig
 from policies.traces import merge, read_traces, to_line
 from policies.types import Trace
@@ -68,7 +68,7 @@ def fit_policy(
     with _locked(Path(folder)):
         served = _served(folder)
         candidate = _candidate(traces, config or FitConfig(), embeddings, progress)
-        manifest = write_version(folder, candidate.manifest, candidate.contents, candidate.encoder)
+        manifest = write_version(folder, candidate.manifest, candidate.contents, candidate.shared)
     progress("written", 1.0)
     notes = list(manifest.certificate.notes)
     if served is not None and not served.certificate.refused and manifest.certificate.refused:
@@ -111,7 +111,7 @@ def update_policy(
         replaced = served.certificate.refused or not candidate.manifest.certificate.refused
         manifest = candidate.manifest
         if replaced:
-            manifest = write_version(folder, manifest, candidate.contents, candidate.encoder)
+            manifest = write_version(folder, manifest, candidate.contents, candidate.shared)
     progress("written" if replaced else "refused", 1.0)
     notes = [*manifest.certificate.notes, *_change(served, manifest, replaced, len(traces) - len(old))]
     return FitResult(str(folder), manifest, time.perf_counter() - started, replaced, notes)
@@ -133,7 +133,7 @@ def _change(served: Manifest, candidate: Manifest, replaced: bool, n_new: int) -
 class _Candidate:
     manifest: Manifest
     contents: dict[str, tuple[str, bytes]]
-    encoder: dict[str, bytes]
+    shared: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -175,13 +175,12 @@ def _candidate(
         judged = replace(judged, report=judged.report | {"options": [option.row() for option in options]})
     contents = _records(traces, embeddings, judged)
     contents |= {role: (f"{role}.onnx", graph) for role, graph in chosen.graphs.items()}
-    files: dict[str, bytes] = {}
+    shared: dict[str, bytes] = {}
     if chosen.graphs and reading is not None:
         if reading.tokenizer_json is not None:
             contents["tokenizer"] = ("tokenizer.json", reading.tokenizer_json)
-        if reading.encoder is not None:
-            files = reading.encoder.files()
-    return _Candidate(replace(chosen.manifest, version=_new_version(contents)), contents, files)
+        shared = shared_files(reading)
+    return _Candidate(replace(chosen.manifest, version=_new_version(contents)), contents, shared)
 
 
 def _option(
@@ -245,7 +244,8 @@ def _mean_microseconds(option: _Option, traces: list[Trace]) -> float | None:
     reading = option.learned.reading
     if not option.graphs or reading is None or reading.tokenizer_json is None:
         return None
-    policy = Policy(option.manifest, option.graphs, TextEncoder(reading.tokenizer_json), reading.encoder)
+    tokenizer = TextEncoder(reading.tokenizer_json)
+    policy = Policy(option.manifest, option.graphs, tokenizer, reading.encoder, reading.words)
     texts = [trace.input for trace in traces[:: max(1, len(traces) // _TIMED)]]
     quick = _mean_seconds(policy.decide_quickly, texts)
     if not policy.slow:

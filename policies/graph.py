@@ -67,4 +67,4 @@ class GraphWriter:
         return model
 
 
-INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
+INT64, FLOAT, FLOAT16 = TensorProto.INT64, TensorProto.FLOAT, TensorProto.FLOAT16

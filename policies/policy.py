@@ -15,8 +15,9 @@ from policies.calibration import calibrated, jointly
 from policies.encoders import Encoder, load_encoder
 from policies.errors import PolicyDamaged
 from policies.features import TextEncoder, text_inputs
-from policies.session import open_session, run_fully, run_session
+from policies.session import check_words, open_session, run_fully, run_session
 from policies.types import Answer, AnswerKind, LocalDecision, Reason
+from policies.word_table import Words, load_words
 
 Embedding = NDArray[np.float32]
 
@@ -55,8 +56,10 @@ class Policy:
         graphs: Mapping[str, bytes],
         tokenizer: TextEncoder | None = None,
         encoder: Encoder | None = None,
+        words: Words | None = None,
     ) -> None:
-        """Use `load`. `graphs` maps each head's role to its graph; a refused policy has none and defers everything."""
+        """Use `load`. `graphs` maps each head's role to its graph; a refused policy has none and defers everything.
+        `words` is the table of word vectors (V, d), where a stage reads it."""
         self.manifest = manifest
         self.version = manifest.version
         self.labels = tuple(manifest.labels)
@@ -66,10 +69,14 @@ class Policy:
         self.input_kind = manifest.input_kind
         self.embedding_dim = manifest.embedding_dim
         self.threshold = _limit(manifest.threshold)
+        self._words = words
         self._stages = [
             _Stage(entry, [(open_session(graphs[head.model]), head.guard_threshold) for head in entry.heads])
             for entry in manifest.stages
         ]
+        for stage in self._stages:
+            for session, _ in stage.heads:
+                check_words(session, words if stage.entry.words else None)
         rows = _combinations(manifest)
         self._label_of = {tuple(row): i for i, row in enumerate(rows) if row}
         width = max(map(len, rows), default=0)
@@ -93,10 +100,11 @@ class Policy:
         tokenizer = None
         if any(entry.tokens for entry in manifest.stages):
             try:
-                tokenizer = TextEncoder(read_file(path, manifest, "tokenizer"))
+                tokenizer = TextEncoder.shared(read_file(path, manifest, "tokenizer"))
             except ValueError as error:
                 raise PolicyDamaged(f"{path}: tokenizer.json: {error}") from error
-        return cls(manifest, graphs, tokenizer, read_encoder(path, manifest))
+        words = load_words(path, manifest) if any(entry.words for entry in manifest.stages) else None
+        return cls(manifest, graphs, tokenizer, read_encoder(path, manifest), words)
 
     def label_of(self, answer: Answer) -> str | None:
         """Which label a teacher's answer is; None where it is none of them."""
@@ -262,6 +270,8 @@ class Policy:
         text, tokens = read
         entry = self._stages[number].entry
         inputs: dict[str, NDArray[Any]] = text_inputs(tokens, entry.n_lexical_tokens) if entry.tokens else {}
+        if entry.words and self._words is not None:
+            inputs["words"] = self._words
         if entry.encoded and self._encoder is not None:
             inputs["vector"] = self._encoder.encode(text) if vector is None else vector
         return inputs

@@ -70,6 +70,12 @@ class Reading:
     vectors: Floats | None = None
     embeddings: Floats | None = None
 
+    @property
+    def words(self) -> NDArray[np.float16] | None:
+        """The table of word vectors, (V, d), where any stage reads it."""
+        readers = (stage.reader for stage in self.stages)
+        return next((reader.table.vectors for reader in readers if reader.static and reader.table is not None), None)
+
     def graph_input(self, row: int, stage: StageInput) -> Mapping[str, NDArray[Any]]:
         """What a stage's graph is fed for one trace."""
         if self.embeddings is not None:
@@ -79,6 +85,8 @@ class Reading:
             table, vocabulary = stage.reader.table, stage.reader.vocabulary
             assert table is not None  # noqa: S101 - tokens come from the table's tokenizer
             found |= text_inputs(self.tokens.row(row), None if vocabulary is None else len(table.vectors))
+            if stage.reader.static:
+                found["words"] = table.vectors
         if stage.encoded and self.vectors is not None:
             found["vector"] = self.vectors[row]
         return found

@@ -14,9 +14,10 @@ from policies.forest import ForestModel
 from policies.judging import Judged
 from policies.learning import Learned
 from policies.measuring import Stage, Task, early_threshold
-from policies.reading import StageInput
+from policies.reading import Reading, StageInput
 from policies.settings import FitConfig
 from policies.surrogates import Scores
+from policies.word_table import to_file
 
 # Rows on which a graph is compared with its models, evenly taken where there are more.
 _MOST_CHECKED = 20_000
@@ -58,10 +59,20 @@ def export_stages(learned: Learned, judged: Judged, config: FitConfig) -> list[t
             heads=[HeadEntry(role, head.guard.threshold) for role, head in zip(roles, heads, strict=True)],
             threshold=thresholds[number],
             tokens=table is not None,
+            words=stage.reader.static,
             n_lexical_tokens=len(table.vectors) if table is not None and vocabulary is not None else None,
             encoded=stage.encoded,
         )
         found.append((entry, dict(zip(roles, graphs, strict=True))))
+    return found
+
+
+def shared_files(reading: Reading) -> dict[str, bytes]:
+    """What a policy folder keeps beside its versions, by role: the table of word vectors and the encoder's files."""
+    words, encoder = reading.words, reading.encoder
+    found = {} if words is None else to_file(words)
+    if encoder is not None:
+        found |= {f"encoder/{name}": content for name, content in encoder.files().items()}
     return found
 
 

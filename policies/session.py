@@ -22,13 +22,25 @@ def open_session(graph: bytes) -> onnxruntime.InferenceSession:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ONLY_ERRORS
+    # An arena gives nothing back: one long text would cost tens of megabytes for ever. It is no quicker here.
+    options.enable_cpu_mem_arena = False
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes are not importable by name across versions
         raise PolicyDamaged(f"model.onnx: {error}") from error
     if sorted(output.name for output in session.get_outputs()) != sorted(_ALL_OUTPUTS):
         raise PolicyDamaged("model.onnx: not a policy graph")
+    # It keeps the graph in order to start again with another provider, which there is not.
+    session._model_bytes = b""
     return session
+
+
+def check_words(session: onnxruntime.InferenceSession, words: NDArray[np.float16] | None) -> None:
+    """Raise PolicyDamaged unless `words` is a table that the session's graph reads, or None and it reads none."""
+    wanted = next((given.shape for given in session.get_inputs() if given.name == "words"), None)
+    found = None if words is None else list(words.shape)
+    if wanted != found:
+        raise PolicyDamaged(f"manifest.json: a stage gets word vectors of shape {found}, its graph reads {wanted}")
 
 
 def run_session(session: onnxruntime.InferenceSession, inputs: Mapping[str, NDArray[Any]]) -> tuple[int, float, float]:

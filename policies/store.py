@@ -10,16 +10,11 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy.dialects import postgresql, sqlite
 
 from policies.errors import StoreError
 from policies.traces import storable
@@ -49,7 +44,15 @@ _TRACES = sa.Table(
 _FIELDS = tuple(field.name for field in fields(StoredTrace))
 _KINDS = {kind.value: kind for kind in AnswerKind}
 VERSION_TABLE = "tracer_schema_version"
-_MIGRATIONS = Path(__file__).parent / "migrations"
+NEWEST = "0002"
+"""The newest step in `migrations`: what METADATA describes."""
+_VERSION = sa.Table(
+    VERSION_TABLE,
+    sa.MetaData(),
+    # As Alembic itself would make it: a later step is its work.
+    sa.Column("version_num", sa.String(32), nullable=False),
+    sa.PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"),
+)
 
 MAX_KEY_CHARS = 255
 """Of an id and of a project's name: both stand in an index, whose entries PostgreSQL keeps below 2,704 bytes."""
@@ -66,8 +69,9 @@ class Store:
     def __init__(self, engine: sa.Engine, name: str) -> None:
         self._engine = engine
         self._name = name
-        insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
-        self._insert = insert(_TRACES).on_conflict_do_nothing()
+        # By its name: the other one's modules are megabytes.
+        dialect = import_module(f"sqlalchemy.dialects.{engine.dialect.name}")
+        self._insert = dialect.insert(_TRACES).on_conflict_do_nothing()
 
     @classmethod
     def open(cls, url: str, *, create: bool = True) -> "Store":
@@ -223,7 +227,7 @@ def _as_store_error(name: str) -> Iterator[None]:
         cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
         text = str(cause).strip() or type(cause).__name__
         raise StoreError(f"{name}: {text.splitlines()[0]}") from error
-    except (sa.exc.SQLAlchemyError, CommandError) as error:
+    except sa.exc.SQLAlchemyError as error:
         raise StoreError(f"{name}: {error}") from error
     except OSError as error:
         raise StoreError(f"{name}: {error.strerror or error}") from error
@@ -277,21 +281,31 @@ def _writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 def _migrate(engine: sa.Engine) -> None:
     """Bring the schema to the newest step; several processes may do this at once."""
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    newest = ScriptDirectory.from_config(config).get_heads()
     if engine.dialect.name == "sqlite":
         _use_wal(engine)
     with engine.connect() as connection:
         _require_utf8(connection)
-        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-        if list(context.get_current_heads()) == newest:
+        if _step(connection) == NEWEST:
             return
     with _writing(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
-        config.attributes.update(connection=connection, version_table=VERSION_TABLE)
-        command.upgrade(config, "head")
+        # Another process may have been quicker.
+        step = _step(connection)
+        if step is None:
+            _VERSION.create(connection, checkfirst=True)
+            METADATA.create_all(connection, checkfirst=False)
+            connection.execute(sa.insert(_VERSION).values(version_num=NEWEST))
+        elif step != NEWEST:
+            # Once in the life of a store: every gateway would carry Alembic's 11 MB all its life.
+            import_module("policies.migrating").upgrade(connection, VERSION_TABLE)
+
+
+def _step(connection: sa.Connection) -> str | None:
+    """The step the schema is at; None where there is none yet."""
+    if not sa.inspect(connection).has_table(VERSION_TABLE):
+        return None
+    return connection.execute(sa.select(_VERSION.c.version_num)).scalar_one_or_none()
 
 
 def _use_wal(engine: sa.Engine) -> None:

@@ -13,7 +13,7 @@ from policies.artifact import Manifest, write_version
 from policies.features import MAX_CHARS
 from policies.judging import judge
 from policies.learning import Learned, learn, silent
-from policies.serving import combinations, export_stages, frontier_entries
+from policies.serving import combinations, export_stages, frontier_entries, shared_files
 from policies.settings import FitConfig
 from policies.types import Trace
 
@@ -103,5 +103,5 @@ def fit_fields(traces: list[Trace], heads: Mapping[str, tuple[int, ...]], config
     assert reading is not None
     assert reading.tokenizer_json is not None
     contents["tokenizer"] = ("tokenizer.json", reading.tokenizer_json)
-    write_version(folder, manifest, contents, None if reading.encoder is None else reading.encoder.files())
+    write_version(folder, manifest, contents, shared_files(reading))
     return learned

@@ -1,10 +1,8 @@
 """`POST /v1/chat/completions`."""
 
-from gateway.answer import EVENT_STREAM, NO_CACHE, NO_USAGE, Envelope, render, render_stream
-from gateway.asgi import send_bytes
+from gateway.answer import EVENT_STREAM, NO_USAGE, Envelope, render, render_stream
 from gateway.encoding import JSON
 from gateway.endpoints.model import LocalCall, ModelEndpoint
-from gateway.exchange import Exchange
 from gateway.wire import ModelRequest, Surface, parse_chat
 from policies.types import Answer
 
@@ -18,13 +16,11 @@ class Chat(ModelEndpoint):
         """A chat completion request."""
         return parse_chat(raw)
 
-    async def answer(self, exchange: Exchange, call: LocalCall, reply: Answer) -> None:
+    def answer(self, call: LocalCall, reply: Answer) -> tuple[bytes, bytes]:
         """A completion, or its stream."""
         shape = call.shape
         finish = shape.wanted.finish_reason
         envelope = Envelope(call.id, call.serving.version or "", finish, call.model, call.usage or NO_USAGE)
         if not shape.streamed:
-            await send_bytes(exchange.send, 200, JSON, render(reply, envelope), exchange.headers)
-            return
-        content = render_stream(reply, envelope, shape.include_usage)
-        await send_bytes(exchange.send, 200, EVENT_STREAM, content, [NO_CACHE, *exchange.headers])
+            return JSON, render(reply, envelope)
+        return EVENT_STREAM, render_stream(reply, envelope, shape.include_usage)

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from gateway.asgi import send_json
 from gateway.decide import Decision
+from gateway.encoding import JSON, encoded
 from gateway.endpoints.model import LocalCall, ModelEndpoint
-from gateway.exchange import Exchange
 from gateway.reading import choice_label
 from gateway.response import NO_TOKENS
 from gateway.wire import ModelRequest, Surface, parse_decisions
@@ -18,6 +17,7 @@ class Decisions(ModelEndpoint):
     """The ASGI endpoint. One question is answered in-process: a choice, or a predicate; all else is forwarded."""
 
     surface = Surface.DECISIONS
+    waits = True  # for the probabilities, which may need an encoder
 
     def parse(self, raw: bytes) -> ModelRequest:
         """A decisions request."""
@@ -50,7 +50,7 @@ class Decisions(ModelEndpoint):
         call.chosen = decision.label, found
         return decision
 
-    async def answer(self, exchange: Exchange, call: LocalCall, _: Answer) -> None:
+    def answer(self, call: LocalCall, _: Answer) -> tuple[bytes, bytes]:
         """The one answer, in the question's own values."""
         label, found = call.chosen or ("", {})
         (question,) = call.read().body["questions"]
@@ -60,7 +60,7 @@ class Decisions(ModelEndpoint):
             given = _choice(question, found, label)
         if question.get("name") is not None:
             given["name"] = question["name"]
-        await send_json(exchange.send, {"model": call.model, "answers": [given], "usage": NO_TOKENS}, exchange.headers)
+        return JSON, encoded({"model": call.model, "answers": [given], "usage": NO_TOKENS})
 
 
 def _values(question: dict[str, Any]) -> dict[str, str | bool]:

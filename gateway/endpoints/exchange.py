@@ -7,11 +7,11 @@ from prometheus_client import Counter, Histogram
 from starlette.types import Receive, Scope, Send
 
 from gateway.access import Caller
-from gateway.asgi import LOCAL_HEADERS, Headers, header, read_body, send_error, send_json
+from gateway.asgi import LOCAL_HEADERS, Headers, Whole, error_answer, header, read_body, send_json, send_whole
 from gateway.control import Mode, explanation, read_control
 from gateway.decide import Decision, Lane, deferred
 from gateway.errors import AnswerableError, ClientGone, ProjectNotAllowed, UnknownProject, UnsupportedEncoding
-from gateway.exchange import Exchange
+from gateway.exchange import BEGUN, Exchange
 from gateway.registry import Serving
 from gateway.services import Services
 from policies.types import Reason
@@ -33,25 +33,36 @@ class Endpoint(ABC):
         # Looking a series up by its labels costs more than counting.
         self._counters: dict[tuple[str, str, str], Counter] = {}
         self._clocks: dict[str, Histogram] = {}
-        self._limit = services.settings.server.max_body_bytes
+        self.body_limit = services.settings.server.max_body_bytes
         self._body_seconds = services.settings.server.request_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
-        exchange = Exchange(scope, receive, send, LOCAL_HEADERS)
+        begun: Exchange | None = scope.pop(BEGUN, None)
+        exchange = begun or Exchange(scope, LOCAL_HEADERS)
+        exchange.receive, exchange.send = receive, send
         try:
-            if not self.public:
-                exchange.caller = self.services.access.enter(scope)
-                exchange.given = dict(scope["headers"])
-                exchange.control = read_control(scope["headers"], exchange.given)
+            if begun is None and not self.public:
+                self.enter(exchange)
             await self.serve(exchange)
         except ClientGone:
             self.metrics.disconnects.inc()
         except AnswerableError as error:
-            if isinstance(error, UnknownProject) and exchange.caller.projects is not None:
-                error = _not_allowed(exchange.caller, None)  # whose key is for some is not told of the others
-            self.metrics.errors.labels(error.code).inc()
-            await send_error(send, error, [*_closing(scope), *exchange.headers])
+            await send_whole(send, self.refused(exchange, error))
+
+    def enter(self, exchange: Exchange) -> None:
+        """Who calls, and what for. Raises AnswerableError."""
+        scope = exchange.scope
+        exchange.caller = self.services.access.enter(scope)
+        exchange.given = dict(scope["headers"])
+        exchange.control = read_control(scope["headers"], exchange.given)
+
+    def refused(self, exchange: Exchange, error: AnswerableError) -> Whole:
+        """The answer that tells an error."""
+        if isinstance(error, UnknownProject) and exchange.caller.projects is not None:
+            error = _not_allowed(exchange.caller, None)  # whose key is for some is not told of the others
+        self.metrics.errors.labels(error.code).inc()
+        return error_answer(error, [*_closing(exchange.scope), *exchange.headers])
 
     @abstractmethod
     async def serve(self, exchange: Exchange) -> None:
@@ -61,7 +72,7 @@ class Endpoint(ABC):
         """The request's body, within the limit and not compressed."""
         if exchange.encoded:
             raise UnsupportedEncoding("The body is compressed; send it as it is.")
-        return await read_body(exchange.given, exchange.receive, self._limit, self._body_seconds)
+        return await read_body(exchange.given, exchange.receive, self.body_limit, self._body_seconds)
 
     def admit(self, exchange: Exchange, project: str | None) -> None:
         """Raise ProjectNotAllowed where the caller may not use a project, or calls of none (None)."""

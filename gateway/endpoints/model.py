@@ -3,18 +3,21 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import ClassVar
 
-from gateway.answer import SURROGATE_MODEL
+from starlette.types import Scope
+
+from gateway.answer import EVENT_STREAM, NO_CACHE, SURROGATE_MODEL
 from gateway.arguments import Writer, write_arguments
-from gateway.asgi import RELAYED_HEADERS, new_id, tracer_headers
+from gateway.asgi import LOCAL_HEADERS, RELAYED_HEADERS, Whole, new_id, send_whole, tracer_headers, whole
 from gateway.control import Control, Mode
 from gateway.decide import Decision, Lane, Watched, deferred
 from gateway.endpoints.passthrough import Relaying
 from gateway.errors import AnswerableError, InvalidRequest, KeptLocal, ModelNotAllowed
-from gateway.exchange import Exchange
+from gateway.exchange import BEGUN, Exchange
 from gateway.learn import Forwarded, learn
 from gateway.reading import readable
 from gateway.recognise import MODEL_PREFIX, Recognised
@@ -44,7 +47,7 @@ class LocalCall:
     parse: Callable[[bytes], ModelRequest]
     control: Control
     serving: Serving
-    watched: Watched
+    watched: Watched = nullcontext
     id: str = field(default_factory=new_id)
     reply: Answer | None = None
     model: str = SURROGATE_MODEL
@@ -56,10 +59,24 @@ class LocalCall:
         return self.parse(self.raw)
 
 
+@dataclass(slots=True)
+class _Begun:
+    """A request whose body has been read: the project's call in it, None where it is no project's."""
+
+    raw: bytes
+    started: float
+    call: LocalCall | None
+    decision: Decision | None = None
+
+
 class ModelEndpoint(Relaying):
-    """An ASGI endpoint; a subclass knows the shapes of one surface."""
+    """An ASGI endpoint; a subclass knows the shapes of one surface.
+
+    `waits`: it never answers at once.
+    """
 
     surface: ClassVar[Surface]
+    waits: ClassVar[bool] = False
 
     def __init__(self, services: Services) -> None:
         super().__init__(services)
@@ -79,59 +96,102 @@ class ModelEndpoint(Relaying):
         return misfit(reply, asked)
 
     @abstractmethod
-    async def answer(self, exchange: Exchange, call: LocalCall, reply: Answer) -> None:
-        """Send `reply`, the answer of a handled call."""
+    def answer(self, call: LocalCall, reply: Answer) -> tuple[bytes, bytes]:
+        """The content type and the body that carry `reply`, the answer of a handled call."""
+
+    def at_once(self, scope: Scope, raw: bytes) -> Whole | None:
+        """The answer of a call that can be answered without waiting for anything; the server then needs no task.
+
+        None where it cannot: what has been found out so far stays in the scope, for the task that goes on with it.
+        """
+        started = perf_counter()
+        exchange = Exchange(scope, LOCAL_HEADERS)
+        try:
+            self.enter(exchange)
+            scope[BEGUN] = exchange
+            if self.waits or exchange.encoded or len(raw) > self.body_limit:
+                return None
+            begun = exchange.begun = _Begun(raw, started, self._call(exchange, raw))
+            if begun.call is None:
+                return None
+            decision = begun.decision = self._decide_quickly(begun.call)
+            if decision is None or decision.label is None or begun.call.reply is None or decision.lane is Lane.NONE:
+                return None
+            if _wants_arguments(begun.call.reply):
+                return None
+            answer = self._answered(exchange, begun.call, decision, begun.call.reply)
+        except AnswerableError as error:
+            return self.refused(exchange, error)
+        self.took(decision.lane, perf_counter() - started)
+        return answer
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer or forward one call."""
         if exchange.encoded:
             await self.relay(exchange)
             return
-        raw = await self.body(exchange)
-        started = perf_counter()
-        read = self._read(raw, exchange.control.project)
-        self.admit(exchange, None if read is None else read[1].project)
-        if read is None:
+        begun: _Begun | None = exchange.begun
+        if begun is None:
+            raw = await self.body(exchange)
+            begun = _Begun(raw, perf_counter(), self._call(exchange, raw))
+        if begun.call is None:
             self.keep_local(exchange)
             exchange.headers = RELAYED_HEADERS
             self.count("", Lane.TEACHER)
-            await self._forward(exchange, self.services.upstream_of(None), raw, copied=False)
+            await self._forward(exchange, self.services.upstream_of(None), begun.raw, copied=False)
             lane = Lane.TEACHER
         else:
-            shape, found = read
-            project = self.services.settings.projects[found.project]
-            if not exchange.caller.may_ask(project, shape.model):
-                message = f"This key may be used for the project {found.project!r} with its own model only."
-                raise ModelNotAllowed(message)
-            serving = self.serving(found.project, exchange.caller)
-            call = LocalCall(raw, shape, found, self.parse, exchange.control, serving, exchange.watched)
-            lane = await self._serve_project(exchange, call)
-        self.took(lane, perf_counter() - started)
+            begun.call.watched = exchange.watched
+            lane = await self._serve_project(exchange, begun.call, begun.decision)
+        self.took(lane, perf_counter() - begun.started)
 
-    async def _serve_project(self, exchange: Exchange, call: LocalCall) -> Lane:
-        decision = await self.decide(call)
+    def _call(self, exchange: Exchange, raw: bytes) -> LocalCall | None:
+        """The project's call in a body, None where it is no project's; raises where the caller may not make it."""
+        read = self._read(raw, exchange.control.project)
+        self.admit(exchange, None if read is None else read[1].project)
+        if read is None:
+            return None
+        shape, found = read
+        if not exchange.caller.may_ask(self.services.settings.projects[found.project], shape.model):
+            raise ModelNotAllowed(f"This key may be used for the project {found.project!r} with its own model only.")
+        return LocalCall(raw, shape, found, self.parse, exchange.control, self.serving(found.project, exchange.caller))
+
+    async def _serve_project(self, exchange: Exchange, call: LocalCall, decision: Decision | None) -> Lane:
+        if decision is None:
+            decision = await self.decide(call)
         if decision.label is not None and call.reply is not None and _wants_arguments(call.reply):
             decision = await self._write_arguments(exchange, call, decision, call.reply)
-        if decision.label is None and call.control.mode is Mode.LOCAL:
+        if decision.label is not None and call.reply is not None:
+            await send_whole(exchange.send, self._answered(exchange, call, decision, call.reply))
+            return decision.lane
+        if call.control.mode is Mode.LOCAL:
             decision = decision._replace(lane=Lane.NONE)
+        self._tell(exchange, call, decision)
+        if decision.lane is Lane.NONE:
+            raise KeptLocal(f"The call was to be answered locally or not at all, and was deferred: {decision.reason}.")
+        upstream = self.services.upstream_of(call.found.project)
+        model, body = self._for_teacher(call, call.found.project)
+        outcome = await self._forward(exchange, upstream, body, copied=call.found.text is not None)
+        forwarded = Forwarded(call.id, call.found, decision, self.surface, call.shape, model, upstream)
+        learn(self.services, forwarded, outcome)
+        return decision.lane
+
+    def _answered(self, exchange: Exchange, call: LocalCall, decision: Decision, reply: Answer) -> Whole:
+        """The answer of a handled call."""
+        self._tell(exchange, call, decision)
+        content_type, body = self.answer(call, reply)
+        # OpenAI's clients show it as the answer's `request_id`; a forwarded answer brings the upstream's own.
+        headers = [*exchange.headers, (b"x-request-id", b"req_" + call.id.encode())]
+        if content_type is EVENT_STREAM:
+            headers.append(NO_CACHE)
+        return whole(200, content_type, body, headers)
+
+    def _tell(self, exchange: Exchange, call: LocalCall, decision: Decision) -> None:
+        """Count a decision, and put it into the headers of the answer."""
         project = call.found.project
         self.count(project, decision.lane, decision.reason or "")
         exchange.headers = tracer_headers(project, decision, call.id)
         self.explain(exchange, decision, call.serving)
-        if decision.label is not None and call.reply is not None:
-            # OpenAI's clients show it as the answer's `request_id`; a forwarded answer brings the upstream's own.
-            exchange.headers.append((b"x-request-id", b"req_" + call.id.encode()))
-            await self.answer(exchange, call, call.reply)
-            return decision.lane
-        if decision.lane is Lane.NONE:
-            raise KeptLocal(f"The call was to be answered locally or not at all, and was deferred: {decision.reason}.")
-        upstream = self.services.upstream_of(project)
-        model, body = self._for_teacher(call, project)
-        outcome = await self._forward(exchange, upstream, body, copied=call.found.text is not None)
-        learn(
-            self.services, Forwarded(call.id, call.found, decision, self.surface, call.shape, model, upstream), outcome
-        )
-        return decision.lane
 
     def _read(self, raw: bytes, named: str | None) -> tuple[Shape, Recognised] | None:
         """The project's call in a body: its shape and its input; None where it is no project's."""
@@ -163,19 +223,31 @@ class ModelEndpoint(Relaying):
 
     async def decide(self, call: LocalCall) -> Decision:
         """Who answers; sets the call's reply where the policy may and does."""
+        decision = self._decide_quickly(call)
+        if decision is not None:
+            return decision
+        text, agreement = call.found.text or "", call.control.agreement
+        return self._checked(call, await self.services.decider.decide(call.serving, text, agreement, call.watched))
+
+    def _decide_quickly(self, call: LocalCall) -> Decision | None:
+        """As `decide`, where that takes microseconds; None where it does not."""
         serving, found, control = call.serving, call.found, call.control
         if found.reason is not None or found.text is None:
             return deferred(serving, found.reason or Reason.NO_INPUT)
         if serving.policy is not None and control.mode is Mode.TEACHER:
             return deferred(serving, Reason.ASKED)
-        decision = await self.services.decider.decide(serving, found.text, control.agreement, call.watched)
-        if decision.label is None or serving.policy is None:
+        decision = self.services.decider.decide_quickly(serving, found.text, control.agreement)
+        return None if decision is None else self._checked(call, decision)
+
+    def _checked(self, call: LocalCall, decision: Decision) -> Decision:
+        """The policy's decision, put off where its answer is not what the call asks for."""
+        if decision.label is None or call.serving.policy is None:
             return decision
-        reply = serving.policy.answers[decision.label]
+        reply = call.serving.policy.answers[decision.label]
         reason = self.misfit(call, reply)
-        if reason is None and control.mode is Mode.SHADOW:
+        if reason is None and call.control.mode is Mode.SHADOW:
             reason = Reason.ASKED
-        if reason is None and control.mode is Mode.LOCAL and _wants_arguments(reply):
+        if reason is None and call.control.mode is Mode.LOCAL and _wants_arguments(reply):
             reason = Reason.ARGUMENTS
         if reason is not None:
             return decision.put_off(reason)

@@ -1,10 +1,8 @@
 """`POST /v1/responses`."""
 
-from gateway.answer import EVENT_STREAM, NO_CACHE
-from gateway.asgi import send_bytes
+from gateway.answer import EVENT_STREAM
 from gateway.encoding import JSON
 from gateway.endpoints.model import LocalCall, ModelEndpoint
-from gateway.exchange import Exchange
 from gateway.response import render_response, render_response_stream
 from gateway.wire import ModelRequest, Surface, parse_responses
 from policies.types import Answer
@@ -19,12 +17,9 @@ class Responses(ModelEndpoint):
         """A responses request."""
         return parse_responses(raw)
 
-    async def answer(self, exchange: Exchange, call: LocalCall, reply: Answer) -> None:
+    def answer(self, call: LocalCall, reply: Answer) -> tuple[bytes, bytes]:
         """A response, or its events."""
         request = call.read()
         if call.shape.streamed:
-            content = render_response_stream(reply, request, call.id, call.model, call.usage)
-            await send_bytes(exchange.send, 200, EVENT_STREAM, content, [NO_CACHE, *exchange.headers])
-        else:
-            content = render_response(reply, request, call.id, call.model, call.usage)
-            await send_bytes(exchange.send, 200, JSON, content, exchange.headers)
+            return EVENT_STREAM, render_response_stream(reply, request, call.id, call.model, call.usage)
+        return JSON, render_response(reply, request, call.id, call.model, call.usage)

@@ -67,7 +67,9 @@ def test_a_new_version_replaces_the_old_one(gateway: ThreadedGateway, folder: Pa
     assert gateway.metric("tracer_policy_info", project="bank", version=old) == 0
 
 
-@pytest.mark.parametrize("victim", ["manifest.json", "versions/*/model.onnx", "versions/*/tokenizer.json"])
+@pytest.mark.parametrize(
+    "victim", ["manifest.json", "versions/*/model.onnx", "versions/*/tokenizer.json", "tables/*/words.npy"]
+)
 def test_a_damaged_folder_stops_local_answers(
     gateway: ThreadedGateway, folder: Path, policy_folder: Path, handled_text: str, victim: str
 ) -> None:

@@ -31,7 +31,7 @@ def folder(pristine: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "policy"))
 
 
-@pytest.mark.parametrize("role", ["model", "tokenizer"])
+@pytest.mark.parametrize("role", ["model", "tokenizer", "table/words.npy"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_a_damaged_file_is_refused(folder: Path, role: str, damage: str) -> None:
     """One flipped byte, a missing tail or a missing file stops the load, and the message names the file."""
@@ -149,6 +149,9 @@ TAMPERED: dict[str, Callable[[dict[str, Any]], None]] = {
     "input kind none": _set(input_kind="sound"),
     "embeddings without a dimension": _set(input_kind="embedding"),
     "coverage a word": lambda body: body["certificate"].update(coverage="all"),
+    "stage without word vectors": _every("stages", words=False),
+    "word vectors a number": _every("stages", words=1),
+    "no table": lambda body: body["files"].pop("table/words.npy"),
     "file of no size": lambda body: body["files"]["model"].update(bytes="many"),
     "settings null": _set(settings=None),
 }
@@ -168,7 +171,10 @@ def test_a_tampered_manifest_is_damaged_at_once(folder: Path, tamper: Callable[[
         Policy.load(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"schema_version": 99}', b'{"schema_version": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b'{"schema_version": 99}', b'{"schema_version": 1}', b'{"schema_version": 3}'],
+)
 def test_a_manifest_that_is_none_is_refused(folder: Path, content: bytes) -> None:
     """Half a file, another type, another schema version: damaged, and never a crash."""
     (folder / "manifest.json").write_bytes(content)

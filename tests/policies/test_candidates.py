@@ -196,8 +196,9 @@ def test_the_graph_reads_word_vectors_and_an_encoder_together(name: str) -> None
     """Label, accept score and guard value of the graph are the model's where a text has both dense blocks."""
     traces = make_traces(300)
     reading = read_texts(traces, FeatureSpec.parse("static"), True, lambda _: None)
-    tokens = reading.tokens
+    tokens, words = reading.tokens, reading.words
     assert tokens is not None
+    assert words is not None
     vectors = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     features = reading.stages[0].features.beside(vectors)
@@ -211,7 +212,7 @@ def test_the_graph_reads_word_vectors_and_an_encoder_together(name: str) -> None
     reader = replace(reading.stages[0].reader, vector_size=16)
     session = open_session(build_graph(Fitted(reader, model, acceptor, guard)))
     for i in range(50):
-        inputs = {"ids": np.array(tokens.row(i), np.int64), "vector": vectors[i]}
+        inputs = {"ids": np.array(tokens.row(i), np.int64), "words": words, "vector": vectors[i]}
         label, score, value = run_session(session, inputs)
         assert label == table.predicted[i]
         assert score == pytest.approx(acceptor.accept_scores(table)[i], abs=2e-3)

@@ -46,10 +46,14 @@ def test_a_learnable_task_is_certified_and_holds_on_new_calls(tmp_path: Path) ->
 
 
 def test_the_folder_holds_what_the_format_promises(fitted: Path) -> None:
-    """Manifest, graph, tokenizer, certificate, frontier, report and traces; no pickle."""
+    """Manifest, graph, tokenizer, word vectors, certificate, frontier, report and traces; no pickle."""
     manifest = read_manifest(fitted)
-    assert set(manifest.files) == {"model", "tokenizer", "certificate", "frontier", "report", "traces"}
-    assert all((fitted / entry.path).suffix in {".json", ".jsonl", ".onnx"} for entry in manifest.files.values())
+    roles = {"model", "tokenizer", "table/words.npy", "certificate", "frontier", "report", "traces"}
+    assert set(manifest.files) == roles
+    words = fitted / manifest.files["table/words.npy"].path
+    assert np.load(words, allow_pickle=False).dtype == np.float16
+    others = {(fitted / entry.path).suffix for role, entry in manifest.files.items() if role != "table/words.npy"}
+    assert others == {".json", ".jsonl", ".onnx"}
     frontier = orjson.loads((fitted / manifest.files["frontier"].path).read_bytes())
     coverages = [row["coverage"] for row in frontier]
     assert coverages == sorted(coverages, reverse=True)

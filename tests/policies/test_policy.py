@@ -12,6 +12,7 @@ from policies.fitting import fit_policy
 from policies.policy import Policy
 from policies.settings import FitConfig
 from policies.types import Answer, AnswerKind, Reason
+from policies.word_table import load_words
 from tests.traces_maker import make_traces
 
 
@@ -145,7 +146,7 @@ def test_a_protected_label_without_a_threshold_at_a_target_is_deferred(protectin
     graphs = {"model": read_file(protecting, manifest, "model")}
     bare = [replace(row, protected={"refund": None}) for row in manifest.frontier]
     tokenizer = TextEncoder(read_file(protecting, manifest, "tokenizer"))
-    policy = Policy(replace(manifest, frontier=bare), graphs, tokenizer)
+    policy = Policy(replace(manifest, frontier=bare), graphs, tokenizer, words=load_words(protecting, manifest))
     texts = [trace.input for trace in make_traces(300, seed=5, blur=0.05)]
     assert any(policy.decide(text).label == "refund" for text in texts)
     assert not any(policy.decide(text, 0.86).label == "refund" for text in texts)

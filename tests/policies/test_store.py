@@ -19,6 +19,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from policies import store as store_module
 from policies.errors import StoreError
@@ -168,20 +169,45 @@ def test_reopening(url: str) -> None:
         store.close()
 
 
-def test_migrations_give_the_declared_schema(url: str, store: Store) -> None:
-    """The migrations and the tables as declared in the code agree."""
-    store.append([FULL])
+def _migrate(connection: sa.Connection, step: str) -> None:
+    """Bring an empty database to a step, as a gateway of that time did."""
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "policies" / "migrations"))
+    config.attributes.update(connection=connection, version_table=store_module.VERSION_TABLE)
+    command.upgrade(config, step)
+
+
+@pytest.mark.parametrize("made_by", ["a new store", "the migrations"])
+def test_migrations_give_the_declared_schema(url: str, made_by: str) -> None:
+    """The migrations, the tables as declared in the code, and what a new store has agree."""
     engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir()
+    if made_by == "the migrations":
+        with engine.begin() as connection:
+            _migrate(connection, "head")
+    store = Store.open(url)
+    store.append([FULL])
+    store.close()
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": store_module.VERSION_TABLE})
         assert compare_metadata(context, store_module.METADATA) == []
+        assert context.get_current_heads() == (store_module.NEWEST,)
+        found = sa.inspect(connection)
+        assert found.get_pk_constraint(store_module.VERSION_TABLE)["constrained_columns"] == ["version_num"]
+        assert found.get_columns("traces")[12]["default"] is not None
     engine.dispose()
+
+
+def test_the_newest_step_is_the_last_migration() -> None:
+    """A step that is added is noticed by the store."""
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "policies" / "migrations"))
+    assert ScriptDirectory.from_config(config).get_heads() == [store_module.NEWEST]
 
 
 def test_older_store_is_upgraded(url: str) -> None:
     """One from before there were kinds: its traces are texts, and an older program may go on writing to it."""
-    config = Config()
-    config.set_main_option("script_location", str(ROOT / "policies" / "migrations"))
     old = {"id": "1", "project": "bank", "input": "a", "teacher": "x", "ts": 1.0, "upstream": "", "teacher_model": ""}
     old |= {"prompt_fingerprint": "", "reason": "", "sampling_probability": 1.0, "training_allowed": True}
     insert = sa.text(f"INSERT INTO traces ({', '.join(old)}) VALUES ({', '.join(f':{key}' for key in old)})")
@@ -189,8 +215,7 @@ def test_older_store_is_upgraded(url: str) -> None:
         Path(url.removeprefix("sqlite:///")).parent.mkdir()
     engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.begin() as connection:
-        config.attributes.update(connection=connection, version_table=store_module.VERSION_TABLE)
-        command.upgrade(config, "0001")
+        _migrate(connection, "0001")
         connection.execute(insert, old)
     store = Store.open(url)
     with engine.begin() as connection:
