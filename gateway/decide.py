@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 # A text of so many characters takes about a millisecond (a quarter of it in English): longer ones leave the event loop.
 LONG_CHARS = 1_500
+# Decisions on short texts that are remembered, for each policy: a megabyte or two.
+_REMEMBERED = 4_096
+_REMEMBERED_CHARS = 256
 # Of a batch, a thread does so much at a time: other calls, and the event loop, come in between.
 _WHILE_SECONDS = 2e-3
 # Reasons that come after scoring: only then does a score mean anything.
@@ -100,6 +103,10 @@ class Decider:
         policy = serving.policy
         if policy is None:
             return deferred(serving, serving.reason)
+        asked = text, agreement
+        local = serving.decided.get(asked)
+        if local is not None:
+            return of_local(local, serving)
         if len(text) > LONG_CHARS:
             return None
         started = perf_counter()
@@ -110,6 +117,10 @@ class Decider:
         if local is None:
             return None
         self._metrics.decision_seconds.observe(perf_counter() - started)
+        if len(text) <= _REMEMBERED_CHARS:
+            if len(serving.decided) >= _REMEMBERED:
+                serving.decided.clear()  # what is frequent is soon back
+            serving.decided[asked] = local
         return of_local(local, serving)
 
     def decide_here(

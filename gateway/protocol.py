@@ -109,6 +109,8 @@ class _Cycle(RequestResponseCycle):
         if self.expected_content_length:
             raise RuntimeError("the answer is shorter than its content-length")
         self.response_complete = True
+        # It holds this cycle, which holds the scope: let go, both are gone at once.
+        self.scope.pop(ON_LEAVE, None)  # type: ignore[misc]
         self.message_event.set()
         if not self.keep_alive:
             self.transport.close()

@@ -124,8 +124,11 @@ class ModelEndpoint(Relaying):
                 return None
             answer = self._answered(exchange, begun.call, decision, begun.call.reply)
         except AnswerableError as error:
-            return self.refused(exchange, error)
-        self.took(decision.lane, perf_counter() - started)
+            answer = self.refused(exchange, error)
+        else:
+            self.took(decision.lane, perf_counter() - started)
+        # The two hold each other: let go, they are gone at once, and not when the collector next looks.
+        scope.pop(BEGUN, None)
         return answer
 
     async def serve(self, exchange: Exchange) -> None:
