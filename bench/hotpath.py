@@ -2,9 +2,9 @@
 
 python bench/hotpath.py [--rounds 30] [--out FILE] [--write-docs] [--save] [--compare [FILE]]
 
-Whole calls go through the ASGI app as the server makes them: handled, streamed, forwarded (to an upstream in the same
-process that answers at once, its answer recorded as a trace), and a Starlette app that parses the same body and answers
-with a constant. Steps are the functions that a call goes through, alone; a call needs them with colder caches, so they
+Whole calls are made as the server makes them: handled, one at a time and 32 together (see gateway/turns.py), streamed,
+forwarded (to an upstream in the same process that answers at once, its answer recorded as a trace), and, through a
+Starlette app that parses the same body, answered with a constant. Steps are the functions that a call goes through, alone; a call needs them with colder caches, so they
 add up to less than it takes. Times are CPU time of the thread, taken in turns, in blocks of calls; each figure is the
 least of its blocks, since what else a machine does can only add to it. The texts differ from call to call.
 
