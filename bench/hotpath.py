@@ -41,7 +41,7 @@ from gateway.settings import build_settings
 from gateway.shapes import Shape, Shapes
 from gateway.upstream import Origin, UpstreamAnswer, UpstreamCall
 from gateway.wanted import misfit
-from gateway.wire import Surface, intricate, parse_chat
+from gateway.wire import Surface, parse_chat
 from policies.api import fit
 from policies.settings import FitConfig
 
@@ -199,7 +199,7 @@ def make_steps(services: Services, texts: Sequence[str]) -> dict[str, Callable[[
         "answer: headers": lambda: tracer_headers(_PROJECT, decision, envelope.call_id),
         "metrics: one count, one time": count,
         "(streamed) answer: events": lambda: render_stream(reply, envelope, include_usage=True),
-        "(new shape) body": lambda: (intricate(body), recogniser.recognise(parse_chat(body), None)),
+        "(new shape) body": lambda: recogniser.recognise(parse_chat(body), None),
         "(new shape) prompt fingerprint": lambda: prompt_fingerprint(request, "gpt"),
         "(forwarded) answer read for the trace": lambda: read_answer(Surface.CHAT, answer_headers, COMPLETION),
     }

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
@@ -10,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.decide import Decision
 from gateway.encoding import JSON, encoded
 from gateway.errors import AnswerableError, BodyTooLarge, ClientGone, RequestTimeout
+from gateway.room import Holder, Room
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -58,11 +60,14 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-async def read_body(given: Mapping[bytes, bytes], receive: Receive, limit: int, seconds: float) -> bytes:
+async def read_body(
+    given: Mapping[bytes, bytes], receive: Receive, limit: int, seconds: float, room: Room, holder: Holder
+) -> bytes:
     """The whole body of a request with the headers `given`.
 
     Raises BodyTooLarge over `limit` bytes, ClientGone where the client leaves midway.
-    What has not come with the first piece must come within `seconds`, or RequestTimeout is raised.
+    What has not come with the first piece must come within `seconds`, or RequestTimeout is raised; it takes up `room`,
+    or Overloaded is raised.
     """
     declared = given.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > limit:
@@ -76,13 +81,14 @@ async def read_body(given: Mapping[bytes, bytes], receive: Receive, limit: int, 
         return body
     try:
         async with asyncio.timeout(seconds):
-            return await _rest_of_body(first, receive, limit)
+            return await _rest_of_body(first, receive, limit, room, holder)
     except TimeoutError:
         raise RequestTimeout(f"The body did not arrive within {seconds:g} seconds.") from None
 
 
-async def _rest_of_body(message: Message, receive: Receive, limit: int) -> bytes:
-    pieces, size = [], 0
+async def _rest_of_body(message: Message, receive: Receive, limit: int, room: Room, holder: Holder) -> bytes:
+    # Not a list to be joined: that would be everything twice, and megabytes copied at one go.
+    whole, size = BytesIO(), 0
     while True:
         if message["type"] == "http.disconnect":
             raise ClientGone
@@ -90,9 +96,10 @@ async def _rest_of_body(message: Message, receive: Receive, limit: int) -> bytes
         size += len(piece)
         if size > limit:
             raise BodyTooLarge(f"The body is longer than the limit of {limit} bytes.")
-        pieces.append(piece)
+        await room.take(holder, len(piece))
+        whole.write(piece)
         if not message.get("more_body", False):
-            return b"".join(pieces)
+            return whole.getvalue()
         message = await receive()
 
 

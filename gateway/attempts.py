@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from gateway.breaker import Breaker, Ticket
 from gateway.errors import AnswerableError, UpstreamBroken, UpstreamTimeout, UpstreamUnavailable, UpstreamUnreachable
 from gateway.headers import ACCOUNT_HEADERS, without_account
+from gateway.large import renamed
 from gateway.metrics import Metrics
 from gateway.retrying import is_repeatable, leaves_nothing, may_retry, wait_before
 from gateway.settings import UpstreamSettings
 from gateway.upstream import Upstream, UpstreamAnswer, UpstreamCall
-from gateway.wire import with_model
 
 # An upstream that says so is not there, or a proxy in front of it found nobody.
 _AWAY = frozenset({502, 503, 504})
@@ -203,18 +203,21 @@ class Route:
 
     async def _from_fallbacks(self, call: UpstreamCall, body: bytes) -> UpstreamAnswer | None:
         for fallback in self._fallbacks:
-            answer = await _from(fallback, self._asked_of(fallback, call, body))
+            asked = await self._asked_of(fallback, call, body)
+            answer = None if asked is None else await _from(fallback, asked)
             if answer is not None:
                 self._metrics.upstream_fallbacks.labels(self.name, fallback.upstream.name).inc()
                 return answer
         self._metrics.upstream_fallbacks.labels(self.name, "").inc()
         return None
 
-    def _asked_of(self, fallback: Fallback, call: UpstreamCall, body: bytes) -> UpstreamCall:
+    async def _asked_of(self, fallback: Fallback, call: UpstreamCall, body: bytes) -> UpstreamCall | None:
         headers, query = call.headers, call.query
         if not self._upstream.settings.same_place(fallback.upstream.settings):
             headers, query = without_account(headers, self._account_headers), b""
-        asked = body if fallback.model is None else with_model(body, fallback.model)
+        asked = body if fallback.model is None else await renamed(body, fallback.model)
+        if asked is None:
+            return None
         return UpstreamCall(call.method, call.path, query, headers, asked)
 
 

@@ -28,7 +28,7 @@ class Exchange:
     """`headers` are the x-tracer headers of its answer, `control` is what the caller asks of the call.
 
     `given` are the request's headers by name, the last of each. `begun` is what an endpoint has made of the request
-    before there was a task to serve it.
+    before there was a task to serve it. `held` counts the bytes of a body that came in pieces (gateway/room.py).
     """
 
     scope: Scope
@@ -39,6 +39,7 @@ class Exchange:
     control: Control = NO_CONTROL
     given: dict[bytes, bytes] = field(default_factory=dict)
     begun: Any = None
+    held: int = 0
 
     def watched(self) -> AbstractContextManager[None]:
         """Cancels what runs inside when the client goes away, and raises ClientGone in its place."""

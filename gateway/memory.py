@@ -3,6 +3,9 @@
 import ctypes
 import gc
 
+_M_MMAP_THRESHOLD = -3
+_APART = 262_144
+
 
 def settle() -> None:
     """What exists now is taken to stay: no collection looks at it again while a call waits."""
@@ -19,3 +22,14 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def keep_large_blocks_apart() -> None:
+    """Let the C library map every block above 256 KiB by itself, as it does at first.
+
+    glibc's malloc puts them among the small ones once one of them has been freed, up to 32 MiB; what was freed then
+    stays with the process behind whatever is still in use. See mallopt(3), M_MMAP_THRESHOLD. Elsewhere nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _APART)

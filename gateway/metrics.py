@@ -163,6 +163,12 @@ class Metrics:
         self.keys = SampledGauge(
             "tracer_keys", "Keys in force (access.mode keys).", multiprocess_mode="livemax", registry=registry
         )
+        self.held_bytes = SampledGauge(
+            "tracer_held_bytes",
+            "Bytes of request bodies that came in pieces and are held.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self.key_file_reads = Counter(
             "tracer_key_file_reads",
             "Readings of the keys file, by outcome: ok, missing or damaged.",

@@ -148,6 +148,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._part = _Part.NOTHING
         self._request_bytes = self._body_bytes = self._fed_bytes = self._first_bytes = 0
         self._too_large = False
+        self._pieces: list[bytes] = []
         self._answered: _Cycle | None = None
         self._fresh: _Cycle | None = None  # whose turn it is, and which nobody serves yet
         self._due: float | None = None  # on the loop's clock: when what is waited for must have come
@@ -186,6 +187,7 @@ class GuardedProtocol(HttpToolsProtocol):
         while data:
             try:
                 self.parser.feed_data(data)
+                self._hand_on()
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 data = self._without_offer() + data[upgrade.args[0] :]
@@ -291,17 +293,23 @@ class GuardedProtocol(HttpToolsProtocol):
             self._watch()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+        """A piece of the body. It may have one byte: uvicorn, which copies all of them for each, gets them together."""
         self._body_bytes += len(body)
-        super().on_body(body)
+        self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
         if self._part is _Part.BODY:
             self._part = _Part.NOTHING
+            self._hand_on()
             super().on_message_complete()
             if self._fresh is not None:
                 self._start(self._fresh)
+
+    def _hand_on(self) -> None:
+        if self._pieces:
+            super().on_body(b"".join(self._pieces))
+            self._pieces = []
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn says to what is no HTTP."""

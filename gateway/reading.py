@@ -14,8 +14,8 @@ LONGEST_OBJECT = 4_096  # of a JSON object or a tool call's arguments
 
 # What `read_answer` can inflate; the standard library knows no more.
 _READABLE = frozenset({b"gzip", b"deflate", b"identity"})
-# A label's answer inflates to a few kilobytes; more is not one.
-_LARGEST_INFLATED = 1_048_576
+# A label's answer inflates to a few kilobytes; more is not one. (As much as is copied of an answer: COPY_LIMIT.)
+_LARGEST_INFLATED = 262_144
 
 
 class _NoAnswer(Exception):  # noqa: N818

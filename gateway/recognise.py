@@ -52,6 +52,8 @@ class Recogniser:
         project = self._project_of(request, header)
         if project is None:
             return None
+        if request.abridged:
+            return Recognised(project, None, Reason.TOO_LONG)
         settings = self._projects[project]
         if settings.responses_default_store == "forward" and parameters.stored_by_default(request):
             return Recognised(project, None, Reason.STORE)

@@ -6,8 +6,9 @@ import random
 import time
 
 from gateway.errors import AnswerableError, InvalidRequest, UpstreamTimeout, UpstreamUnreachable
+from gateway.large import AT_ONCE
 from gateway.upstream import UpstreamAnswer, UpstreamCall
-from gateway.wire import intricate, parse_object
+from gateway.wire import parse_object
 
 # The statuses and times are those of the official Python client, openai/_base_client.py and _constants.py.
 _PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})
@@ -30,10 +31,10 @@ def leaves_nothing(path: str, body: bytes) -> bool:
     """Whether an answer is all that comes of a call, and needs nothing that was kept of an earlier one.
 
     A response is kept unless its call says `store: false`, a completion where it says `store: true`. What would take
-    long to read is not read: it may be anything.
+    long to read is not read: a completion that nowhere speaks of it leaves nothing, all else may be anything.
     """
-    if intricate(body):
-        return False
+    if len(body) > AT_ONCE:
+        return path != _RESPONSES and b'"store"' not in body and b"\\u00" not in body
     try:
         asked = parse_object(body)
     except InvalidRequest:

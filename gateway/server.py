@@ -9,7 +9,7 @@ from collections.abc import Callable
 import uvicorn
 
 from gateway.app import Gateway, create_app
-from gateway.memory import settle
+from gateway.memory import keep_large_blocks_apart, settle
 from gateway.place import CANNOT_START
 from gateway.protocol import GuardedProtocol
 from gateway.services import Services
@@ -69,6 +69,7 @@ class GatewayServer(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        keep_large_blocks_apart()
         await super().startup(sockets)
         if self.started:
             settle()

@@ -8,10 +8,12 @@ from gateway.access import Access, build_access
 from gateway.attempts import Fallback, Guarded, Route
 from gateway.decide import Decider
 from gateway.errors import NoUpstream
+from gateway.large import LargeBodies
 from gateway.limits import Places
 from gateway.metrics import Metrics
 from gateway.recognise import Recogniser
 from gateway.registry import Registry
+from gateway.room import Room
 from gateway.settings import Settings, api_key
 from gateway.shared_metrics import MetricsFolder
 from gateway.trace_log import TraceLog
@@ -31,6 +33,8 @@ class Services:
     traces: TraceLog
     access: Access
     places: Places
+    room: Room
+    large: LargeBodies
     folder: MetricsFolder | None = None
 
     def upstream_of(self, project: str | None) -> Upstream:
@@ -55,6 +59,8 @@ def build_services(settings: Settings, environ: Mapping[str, str], folder: Metri
         TraceLog(store.url, store.spool, store.queue_size, metrics),
         build_access(settings, metrics),
         Places(settings.server, metrics),
+        Room(settings.server, metrics),
+        LargeBodies(),
         folder,
     )
 

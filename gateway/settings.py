@@ -46,6 +46,7 @@ class ServerSettings(_Frozen):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
     max_body_bytes: PositiveInt = 33_554_432
+    max_held_bytes: PositiveInt = 268_435_456
     max_input_chars: PositiveInt = 16_384
     max_batch_rows: PositiveInt = 10_000
     max_concurrency: PositiveInt = 1_000

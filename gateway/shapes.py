@@ -35,6 +35,11 @@ class Shape:
         self._request = request  # of the first such call: its text is not that of the others
         self._fingerprints: dict[str, str] = {}
 
+    @property
+    def model_spans(self) -> tuple[tuple[int, int], ...] | None:
+        """Where the model's name stands in a large body; None in any other."""
+        return self._request.model_spans
+
     @cached_property
     def wanted(self) -> Wanted:
         """What the answer must be; only for a call whose parameters a local answer honours, as the next two."""

@@ -5,6 +5,7 @@ A `/v1/responses` call is read as the chat it stands for, so that everything beh
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -13,18 +14,14 @@ import orjson
 
 from gateway.errors import InvalidRequest
 
-# Strings first: braces and colons inside them are text. One pass, no backtracking: a body may hold a 20 MB image.
+# Strings first: braces and colons inside them are text. One pass, no backtracking: a body may hold an image.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]', re.DOTALL)
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _KEY, _ESCAPED = b'"model"', b"\\u00"
 _VALUE = re.compile(rb'\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")', re.DOTALL)
 _QUOTE, _COLON = b'":'
 _OPENING, _CLOSING = b"{[", b"}]"
 
 
-# Bytes that are read in milliseconds whatever they hold, and values (commas, colons, brackets) that are.
-_SURELY_QUICK = 262_144
-_MOST_VALUES = 200_000
 # Parts of a `/v1/responses` message, and what chat calls them.
 _PARTS = {"input_text": "text", "output_text": "text", "input_image": "image_url", "input_file": "file"}
 
@@ -43,26 +40,23 @@ class Surface(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """One call of a model. `raw` is what the client sent, `body` the same parsed, `messages` the chat it stands for."""
+    """One call of a model. `raw` is what the client sent, `body` the same parsed, `messages` the chat it stands for.
+
+    Of a request too large to be read whole (gateway/large.py) `body` has what says whose call it is, and no more;
+    `model_spans` are then the places of the model's name in `raw`.
+    """
 
     raw: bytes
     body: dict[str, Any]
     model: str
     messages: list[dict[str, Any]]
     surface: Surface = Surface.CHAT
+    model_spans: tuple[tuple[int, int], ...] | None = None
 
-
-def intricate(raw: bytes) -> bool:
-    """Whether reading the body would take so long that other calls had to wait for it: it is then relayed unread.
-
-    A body of megabytes is an image, one string; one with as many separate values is nobody's decision.
-    """
-    if len(raw) <= _SURELY_QUICK:
-        return False
-    if raw.count(b'"') > 2 * _MOST_VALUES:
-        return True
-    outside = _STRING.sub(b"", raw)
-    return sum(map(outside.count, (b",", b"{", b"[", b":"))) > _MOST_VALUES
+    @property
+    def abridged(self) -> bool:
+        """Whether most of it was not read."""
+        return self.model_spans is not None
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -128,14 +122,18 @@ def parse_decisions(raw: bytes) -> ModelRequest:
     return ModelRequest(raw, body, model if type(model) is str else "", messages, Surface.DECISIONS)
 
 
-def with_model(raw: bytes, model: str) -> bytes:
-    """The body with its top-level "model" replaced and every other byte as it was."""
+def with_model(raw: bytes, model: str, spans: Sequence[tuple[int, int]] | None = None) -> bytes:
+    """The body with its top-level "model" replaced and every other byte as it was.
+
+    `spans` are the places where it stands, where they are known.
+    """
     value = orjson.dumps(model)
-    pieces, end = [], 0
-    for start, stop in _model_spans(raw):
-        pieces += [raw[end:start], value]
+    pieces: list[bytes | memoryview] = []
+    end, view = 0, memoryview(raw)  # megabytes are copied once
+    for start, stop in _model_spans(raw) if spans is None else spans:
+        pieces += [view[end:start], value]
         end = stop
-    return b"".join([*pieces, raw[end:]])
+    return b"".join([*pieces, view[end:]])
 
 
 def repeats_a_key(request: ModelRequest) -> bool:

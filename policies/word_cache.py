@@ -13,6 +13,8 @@ from tokenizers.models import BPE
 # Some 250 bytes a word. When there are more, all are forgotten: what is frequent is soon back.
 _MOST_WORDS = 16_384
 _LONGEST = 32
+# Longer texts are for the tokenizer, which lets other threads run meanwhile.
+_LONGEST_TEXT = 1_500
 
 
 class WordCache:
@@ -25,7 +27,9 @@ class WordCache:
         self._ids: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int] | None:
-        """Token ids of a text; None where they depend on more than its words."""
+        """Token ids of a text; None where they depend on more than its words, and for a long one."""
+        if len(text) > _LONGEST_TEXT:
+            return None
         words = text.split(" ")
         ids: list[int] = []
         try:

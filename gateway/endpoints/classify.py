@@ -14,7 +14,7 @@ from gateway.exchange import Exchange
 from gateway.learn import Forwarded, learn
 from gateway.recognise import Recognised
 from gateway.shapes import Shape
-from gateway.wire import ModelRequest, Surface, parse_chat, parse_object
+from gateway.wire import ModelRequest, Surface, parse_chat
 from policies.types import Answer, AnswerKind, Reason
 
 
@@ -29,7 +29,7 @@ class Classify(Endpoint):
         """Answer one call."""
         project = self.services.recogniser.named(exchange.scope["path_params"]["project"], "project")
         self.admit(exchange, project)
-        body = parse_object(await self.body(exchange))
+        body = await self.object(exchange)
         text = body.get("input")
         if type(text) is not str:
             raise InvalidRequest("'input' should be a string.", param="input")

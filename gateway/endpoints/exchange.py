@@ -12,8 +12,10 @@ from gateway.control import Mode, explanation, read_control
 from gateway.decide import Decision, Lane, deferred
 from gateway.errors import AnswerableError, ClientGone, ProjectNotAllowed, UnknownProject, UnsupportedEncoding
 from gateway.exchange import BEGUN, Exchange
+from gateway.large import AT_ONCE
 from gateway.registry import Serving
 from gateway.services import Services
+from gateway.wire import parse_object
 from policies.types import Reason
 
 _UNKNOWN_KEY = Serving(None, Reason.KEY)
@@ -49,6 +51,9 @@ class Endpoint(ABC):
             self.metrics.disconnects.inc()
         except AnswerableError as error:
             await send_whole(send, self.refused(exchange, error))
+        finally:
+            if exchange.held:
+                self.services.room.give_back(exchange)
 
     def enter(self, exchange: Exchange) -> None:
         """Who calls, and what for. Raises AnswerableError."""
@@ -72,7 +77,13 @@ class Endpoint(ABC):
         """The request's body, within the limit and not compressed."""
         if exchange.encoded:
             raise UnsupportedEncoding("The body is compressed; send it as it is.")
-        return await read_body(exchange.given, exchange.receive, self.body_limit, self._body_seconds)
+        room = self.services.room
+        return await read_body(exchange.given, exchange.receive, self.body_limit, self._body_seconds, room, exchange)
+
+    async def object(self, exchange: Exchange) -> dict[str, Any]:
+        """The JSON object that is the request's body; raises InvalidRequest."""
+        raw = await self.body(exchange)
+        return parse_object(raw) if len(raw) <= AT_ONCE else await self.services.large.object(raw)
 
     def admit(self, exchange: Exchange, project: str | None) -> None:
         """Raise ProjectNotAllowed where the caller may not use a project, or calls of none (None)."""

@@ -18,6 +18,7 @@ from gateway.decide import Decision, Lane, Watched, deferred
 from gateway.endpoints.passthrough import Relaying
 from gateway.errors import AnswerableError, InvalidRequest, KeptLocal, ModelNotAllowed
 from gateway.exchange import BEGUN, Exchange
+from gateway.large import AT_ONCE
 from gateway.learn import Forwarded, learn
 from gateway.reading import readable
 from gateway.recognise import MODEL_PREFIX, Recognised
@@ -27,7 +28,7 @@ from gateway.services import Services
 from gateway.shapes import Shape, Shapes
 from gateway.upstream import Upstream, UpstreamCall
 from gateway.wanted import misfit
-from gateway.wire import ModelRequest, Surface, intricate, with_model
+from gateway.wire import ModelRequest, Surface, with_model
 from policies.types import Answer, AnswerKind, Reason
 
 logger = logging.getLogger(__name__)
@@ -109,9 +110,11 @@ class ModelEndpoint(Relaying):
         try:
             self.enter(exchange)
             scope[BEGUN] = exchange
-            if self.waits or exchange.encoded or len(raw) > self.body_limit:
+            if self.waits or exchange.encoded or len(raw) > min(self.body_limit, AT_ONCE):
                 return None
-            begun = exchange.begun = _Begun(raw, started, self._call(exchange, raw))
+            begun = exchange.begun = _Begun(
+                raw, started, self._call(exchange, raw, self._read(raw, exchange.control.project))
+            )
             if begun.call is None:
                 return None
             decision = begun.decision = self._decide_quickly(begun.call)
@@ -132,8 +135,10 @@ class ModelEndpoint(Relaying):
             return
         begun: _Begun | None = exchange.begun
         if begun is None:
-            raw = await self.body(exchange)
-            begun = _Begun(raw, perf_counter(), self._call(exchange, raw))
+            raw, named = await self.body(exchange), exchange.control.project
+            started = perf_counter()
+            read = self._read(raw, named) if len(raw) <= AT_ONCE else await self._read_large(raw, named)
+            begun = _Begun(raw, started, self._call(exchange, raw, read))
         if begun.call is None:
             self.keep_local(exchange)
             exchange.headers = RELAYED_HEADERS
@@ -145,9 +150,8 @@ class ModelEndpoint(Relaying):
             lane = await self._serve_project(exchange, begun.call, begun.decision)
         self.took(lane, perf_counter() - begun.started)
 
-    def _call(self, exchange: Exchange, raw: bytes) -> LocalCall | None:
+    def _call(self, exchange: Exchange, raw: bytes, read: tuple[Shape, Recognised] | None) -> LocalCall | None:
         """The project's call in a body, None where it is no project's; raises where the caller may not make it."""
-        read = self._read(raw, exchange.control.project)
         self.admit(exchange, None if read is None else read[1].project)
         if read is None:
             return None
@@ -200,8 +204,6 @@ class ModelEndpoint(Relaying):
             shape, text = known
             reason = self.services.recogniser.flaw(text)
             return shape, Recognised(shape.project, text if reason is None else None, reason)
-        if intricate(raw):
-            return None
         try:
             request, found = self._recognise(raw, named)
             if found is None:
@@ -212,10 +214,25 @@ class ModelEndpoint(Relaying):
         except AnswerableError:
             raise
         except Exception as error:  # noqa: BLE001 - the border of an endpoint: what cannot be read is forwarded
-            self.metrics.internal_errors.labels("recognise").inc()
-            logger.error("reading a call failed (%s); it is forwarded", type(error).__name__)
+            self._failed_to_read(error)
             return None
         return shape, found
+
+    async def _read_large(self, raw: bytes, named: str | None) -> tuple[Shape, Recognised] | None:
+        """As `_read`, of a body for which others should not have to wait."""
+        try:
+            request = await self.services.large.request(raw, self.parse)
+            found = None if request is None else self.services.recogniser.recognise(request, named)
+        except AnswerableError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            self._failed_to_read(error)
+            return None
+        return None if request is None or found is None else (Shape(request, found.project), found)
+
+    def _failed_to_read(self, error: Exception) -> None:
+        self.metrics.internal_errors.labels("recognise").inc()
+        logger.error("reading a call failed (%s); it is forwarded", type(error).__name__)
 
     def _recognise(self, raw: bytes, named: str | None) -> tuple[ModelRequest, Recognised | None]:
         request = self.parse(raw)
@@ -288,7 +305,7 @@ class ModelEndpoint(Relaying):
         if teacher is None:
             message = f"The call was deferred, and the project {project!r} has no 'teacher' model configured to ask."
             raise InvalidRequest(message, param="model")
-        return teacher, with_model(call.raw, teacher)
+        return teacher, with_model(call.raw, teacher, call.shape.model_spans)
 
     async def _forward(self, exchange: Exchange, upstream: Upstream, body: bytes, *, copied: bool) -> Outcome:
         scope = exchange.scope

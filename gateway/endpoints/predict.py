@@ -15,7 +15,6 @@ from gateway.errors import InvalidRequest, TooManyRows
 from gateway.exchange import Exchange
 from gateway.registry import Serving
 from gateway.services import Services
-from gateway.wire import parse_object
 from policies.types import Reason
 
 # More rows than this, or more text, take over a millisecond: they leave the event loop.
@@ -30,7 +29,7 @@ class Predict(Endpoint):
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one call."""
-        body = parse_object(await self.body(exchange))
+        body = await self.object(exchange)
         project = project_of(self.services, exchange, body)
         self.admit(exchange, project)
         serving = self.serving(project, exchange.caller)
@@ -65,7 +64,7 @@ class PredictBatch(Predict):
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one call."""
-        body = parse_object(await self.body(exchange))
+        body = await self.object(exchange)
         project = project_of(self.services, exchange, body)
         self.admit(exchange, project)
         serving = self.serving(project, exchange.caller)

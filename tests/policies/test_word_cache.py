@@ -44,9 +44,9 @@ def test_texts_have_the_same_tokens_word_by_word(tokenizer: Tokenizer) -> None:
         assert encoder.encode(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n", "a  b", " a", "a ", "a▁ b", "▁", "<s> a", "a</s>b c"])
+@pytest.mark.parametrize("text", ["", " ", "\n", "a  b", " a", "a ", "a▁ b", "▁", "<s> a", "a</s>b c", "a" * 1_501])
 def test_what_depends_on_more_than_words_is_left_to_the_tokenizer(tokenizer: Tokenizer, text: str) -> None:
-    """Two spaces, a mark in the text and added tokens join or part what words alone do not tell."""
+    """Two spaces, a mark in the text and added tokens join or part what words alone do not tell; and a long text."""
     assert _cache(tokenizer).encode(text) is None
 
 
