@@ -110,6 +110,8 @@ class _Cycle(RequestResponseCycle):
             raise RuntimeError("the answer is shorter than its content-length")
         self.response_complete = True
         self.message_event.set()
+        # A ring: with it, body and all, this call would stay until the collector comes.
+        self.scope.pop(ON_LEAVE, None)  # type: ignore[misc]
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
