@@ -113,6 +113,8 @@ class _Cycle(RequestResponseCycle):
         # It holds this cycle, which holds the scope: let go, both are gone at once.
         self.scope.pop(ON_LEAVE, None)  # type: ignore[misc]
         self.message_event.set()
+        # A ring: with it, body and all, this call would stay until the collector comes.
+        self.scope.pop(ON_LEAVE, None)  # type: ignore[misc]
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
