@@ -129,6 +129,9 @@ class _Cycle(RequestResponseCycle):
     def on_leave(self, call: Callable[[], None] | None) -> bool:
         """Have `call` called once if the client leaves before its answer is out; False where it has."""
         self._leaving = call
+        if call is not None:
+            # Reading is paused behind a large body's last piece, and who does not read sees nobody leave.
+            self.flow.resume_reading()
         return not self.disconnected
 
     def left(self) -> None:
