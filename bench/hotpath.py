@@ -2,11 +2,11 @@
 
 python bench/hotpath.py [--rounds 30] [--out FILE] [--write-docs] [--save] [--compare [FILE]]
 
-Whole calls are made as the server makes them: handled, one at a time and 32 together (see gateway/turns.py), streamed,
-forwarded (to an upstream in the same process that answers at once, its answer recorded as a trace), and, through a
-Starlette app that parses the same body, answered with a constant. Steps are the functions that a call goes through, alone; a call needs them with colder caches, so they
-add up to less than it takes. Times are CPU time of the thread, taken in turns, in blocks of calls; each figure is the
-least of its blocks, since what else a machine does can only add to it. The texts differ from call to call.
+Whole calls are made as the server makes them: handled, alone and 32 together (see gateway/turns.py), streamed, forwarded
+(to an upstream in the same process that answers at once, its answer recorded as a trace), and, through a Starlette app
+that parses the same body, answered with a constant. Steps are the functions that a call goes through, alone; a call needs
+them with colder caches, so they add up to less than it takes. Times are CPU time of the thread, taken in turns, in blocks
+of calls; each figure is the least of its blocks, since what else a machine does can only add to it.
 
 `--compare` holds the whole calls, as multiples of the constant answer, against a saved baseline (`--save` writes it)
 and exits with 1 where one has grown by more than a quarter: a ratio, with room for a noisy machine.
@@ -30,8 +30,8 @@ from bench.bare import COMPLETION, empty
 from bench.frontier import write_docs
 from bench.stamp import stamp
 from gateway.answer import Envelope, render, render_stream
-from gateway.app import create_app
-from gateway.asgi import tracer_headers
+from gateway.app import Gateway, create_app
+from gateway.asgi import ON_LEAVE, tracer_headers
 from gateway.attempts import Guarded
 from gateway.control import read_control
 from gateway.reading import read_answer
@@ -142,10 +142,14 @@ async def measure(folder: Path, rounds: int) -> dict[str, Any]:
         known = [text for text in texts if _handles(services, text)][:200]
         if not known:
             raise RuntimeError("the policy handles nothing: nothing can be measured")
+        handled, streamed = [_body(text) for text in known], [_body(text, stream=True) for text in known]
+        forget = services.registry.serving(_PROJECT).decided.clear
         calls = {
-            EMPTY: caller(empty, [_body(text) for text in known], b"chat.completion"),
-            "handled": caller(gateway, [_body(text) for text in known], b"tracer_surrogate"),
-            "handled, streamed": caller(gateway, [_body(text, stream=True) for text in known], b"data: [DONE]"),
+            EMPTY: caller(empty, handled, b"chat.completion"),
+            "handled, text seen before": taker(gateway, handled[:1], b"tracer_surrogate"),
+            "handled, new text": taker(gateway, handled, b"tracer_surrogate", before=forget),
+            "handled, new texts, 32 together": taker(gateway, handled, b"tracer_surrogate", 32, forget),
+            "handled, streamed, new text": taker(gateway, streamed, b"data: [DONE]", before=forget),
             "forwarded and recorded": caller(gateway, [_body(text, model="gpt") for text in known], COMPLETION),
         }
         steps = make_steps(services, known)
@@ -205,11 +209,11 @@ def make_steps(services: Services, texts: Sequence[str]) -> dict[str, Callable[[
     }
 
 
-def caller(app: ASGIApp, bodies: Sequence[bytes], expected: bytes) -> Callable[[], Awaitable[None]]:
+def caller(app: ASGIApp, bodies: Sequence[bytes], expected: bytes) -> Callable[[], Awaitable[int]]:
     """One call of `app` as the server makes it, the next body each time; raises where the answer lacks `expected`."""
     turns: Iterator[bytes] = itertools.cycle(bodies)
 
-    async def call() -> None:
+    async def call() -> int:
         body, sent = next(turns), []
         waiting = [body]
 
@@ -221,38 +225,70 @@ def caller(app: ASGIApp, bodies: Sequence[bytes], expected: bytes) -> Callable[[
         async def send(message: Message) -> None:
             sent.append(message.get("body", b""))
 
-        scope: Scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "server": ("127.0.0.1", 8000),
-            "client": ("127.0.0.1", 50_000),
-            "scheme": "http",
-            "root_path": "",
-            "method": "POST",
-            "path": "/v1/chat/completions",
-            "raw_path": b"/v1/chat/completions",
-            "query_string": b"",
-            "headers": [*_HEADERS, (b"content-length", b"%d" % len(body))],
-            "state": {},
-            "tracer.on_leave": _stays,
-        }
-        await app(scope, receive, send)
-        if expected not in b"".join(sent):
-            raise RuntimeError(f"not the answer that was to be measured: {b''.join(sent)[:300]!r}")
+        await app(_scope(body), receive, send)
+        _check(b"".join(sent), expected)
+        return 1
 
     return call
+
+
+def taker(
+    gateway: Gateway, bodies: Sequence[bytes], expected: bytes, together: int = 1, before: Callable[[], object] = int
+) -> Callable[[], Awaitable[int]]:
+    """So many calls `together` that take their turns, `before` having been called; raises as `caller` does."""
+    bodies_ = itertools.cycle(bodies)
+
+    async def call() -> int:
+        before()
+        turns = []
+        for body in itertools.islice(bodies_, together):
+            turn = gateway.begin(_scope(body), body)
+            if turn is None:
+                raise RuntimeError("the call takes a task")
+            turns.append(turn)
+        for turn in turns:
+            turn.decide()
+        for turn in turns:
+            _, _, content = turn.answer() or (0, [], b"")
+            _check(content, expected)
+        return together
+
+    return call
+
+
+def _scope(body: bytes) -> Scope:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "server": ("127.0.0.1", 8000),
+        "client": ("127.0.0.1", 50_000),
+        "scheme": "http",
+        "root_path": "",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "raw_path": b"/v1/chat/completions",
+        "query_string": b"",
+        "headers": [*_HEADERS, (b"content-length", b"%d" % len(body))],
+        "state": {},
+        ON_LEAVE: _stays,
+    }
+
+
+def _check(answer: bytes, expected: bytes) -> None:
+    if expected not in answer:
+        raise RuntimeError(f"not the answer that was to be measured: {answer[:300]!r}")
 
 
 def _stays(_: Callable[[], None] | None) -> bool:
     return True
 
 
-async def _calls(call: Callable[[], Awaitable[None]]) -> float:
-    started = thread_time_ns()
-    for _ in range(_CALLS):
-        await call()
-    return (thread_time_ns() - started) / _CALLS / 1e3
+async def _calls(call: Callable[[], Awaitable[int]]) -> float:
+    started, number = thread_time_ns(), 0
+    while number < _CALLS:
+        number += await call()
+    return (thread_time_ns() - started) / number / 1e3
 
 
 def _steps(step: Callable[[], object]) -> float:
