@@ -2,11 +2,12 @@
 
 python bench/hotpath.py [--rounds 30] [--out FILE] [--write-docs] [--save] [--compare [FILE]]
 
-Whole calls are made as the server makes them: handled, alone and 32 together (see gateway/turns.py), streamed, forwarded
-(to an upstream in the same process that answers at once, its answer recorded as a trace), and, through a Starlette app
-that parses the same body, answered with a constant. Steps are the functions that a call goes through, alone; a call needs
-them with colder caches, so they add up to less than it takes. Times are CPU time of the thread, taken in turns, in blocks
-of calls; each figure is the least of its blocks, since what else a machine does can only add to it.
+Whole calls are made as the server makes them: handled, alone and 32 together (see gateway/turns.py), streamed,
+forwarded (to an upstream in the same process that answers at once, its answer recorded as a trace), and, through a
+Starlette app that parses the same body, answered with a constant. Steps are the functions that a call goes through,
+alone; a call needs them with colder caches, so they add up to less than it takes. Times are CPU time of the thread,
+taken in turns, in blocks of calls; each figure is the least of its blocks, since what else a machine does can only add
+to it.
 
 `--compare` holds the whole calls, as multiples of the constant answer, against a saved baseline (`--save` writes it)
 and exits with 1 where one has grown by more than a quarter: a ratio, with room for a noisy machine.
