@@ -10,7 +10,7 @@ taken in turns, in blocks of calls; each figure is the least of its blocks, sinc
 to it.
 
 `--compare` holds the whole calls, as multiples of the constant answer, against a saved baseline (`--save` writes it)
-and exits with 1 where one has grown by more than a quarter: a ratio, with room for a noisy machine.
+and exits with 1 where one has grown by more than two fifths in three measurements: a ratio, with room for noise.
 """
 
 import argparse
@@ -49,10 +49,11 @@ from policies.settings import FitConfig
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = ROOT / "bench" / "results" / "hotpath.json"
 DOCS = ROOT / "docs" / "architecture.md"
-ROOM = 1.25
+ROOM = 1.4
 """By how much a call may grow, as a multiple of the constant answer, before it counts as slower."""
 EMPTY = "constant answer"
 _CALLS, _STEPS = 100, 500  # in a block
+_MORE_TRIES = 2
 _PROJECT = "bench"
 _PLACES = ("home", "work", "school", "office", "shop", "bank", "cinema", "hotel", "garden", "kitchen")
 _VERBS = ("refund", "cancel", "deliver", "repair", "replace", "confirm", "book", "change", "explain", "return")
@@ -83,8 +84,7 @@ _HEADERS = [
 def main() -> None:
     """Measure, print the tables, save or compare."""
     asked = parse(sys.argv[1:])
-    with tempfile.TemporaryDirectory(prefix="tracer-hotpath-") as folder:
-        found = uvloop.run(measure(Path(folder), asked.rounds))
+    found = measured(asked.rounds)
     where = stamp()
     text = f"{table(found)}\n\n{where['cpu']}, Python {where['python']}, commit {(where['commit'] or '?')[:12]}"
     print(text)
@@ -94,9 +94,24 @@ def main() -> None:
     for path in filter(None, (asked.out, BASELINE if asked.save else None)):
         path.write_text(result, encoding="utf-8")
     if asked.compare is not None:
-        slower = grown(json.loads(asked.compare.read_text(encoding="utf-8")), found)
+        slower = compare(json.loads(asked.compare.read_text(encoding="utf-8")), found, asked.rounds)
         print("\n" + ("\n".join(slower) or f"No call has grown by more than {ROOM - 1:.0%}."))
         sys.exit(bool(slower))
+
+
+def measured(rounds: int) -> dict[str, Any]:
+    """What `measure` gives, with a policy fitted for it."""
+    with tempfile.TemporaryDirectory(prefix="tracer-hotpath-") as folder:
+        return uvloop.run(measure(Path(folder), rounds))
+
+
+def compare(before: Mapping[str, Any], found: Mapping[str, Any], rounds: int) -> list[str]:
+    """What has grown, in each of a few measurements: a busy machine can add to one, and takes nothing away."""
+    slower = grown(before, found)
+    for _ in range(_MORE_TRIES):
+        if slower:
+            slower = grown(before, measured(rounds))
+    return slower
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

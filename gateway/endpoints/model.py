@@ -112,8 +112,16 @@ class ModelEndpoint(Relaying):
             call = self._call(exchange, raw, self._read(raw, exchange.control.project))
         except AnswerableError as error:
             return ModelTurn(self, exchange, error)
+        except Exception:  # noqa: BLE001 - the border of an endpoint
+            return ModelTurn(self, exchange, self.failed())
         exchange.begun = _Begun(raw, started, call)
         return None if call is None else ModelTurn(self, exchange)
+
+    def failed(self) -> InternalError:
+        """Log and count the fault that is being handled; the error that tells the client."""
+        logger.exception("a call could not be served")
+        self.metrics.internal_errors.labels("endpoint").inc()
+        return InternalError("The gateway failed to answer.")
 
     def decide_begun(self, exchange: Exchange) -> None:
         """Decide on a call that has begun, where that takes microseconds."""
@@ -337,7 +345,7 @@ class ModelTurn:
             try:
                 self._endpoint.decide_begun(self._exchange)
             except Exception:  # noqa: BLE001 - the border of an endpoint
-                self._failed()
+                self._error = self._endpoint.failed()
 
     def answer(self) -> Whole | None:
         """Its answer, or None: what has been found out stays in the scope, for the task that goes on with it."""
@@ -346,18 +354,13 @@ class ModelTurn:
             try:
                 answer = self._endpoint.answer_begun(exchange)
             except Exception:  # noqa: BLE001 - the border of an endpoint
-                self._failed()
+                self._error = self._endpoint.failed()
         if self._error is not None:
             answer = self._endpoint.refused(exchange, self._error)
         if answer is not None:
             # The two hold each other: let go, they are gone at once, and not when the collector next looks.
             exchange.scope.pop(BEGUN, None)
         return answer
-
-    def _failed(self) -> None:
-        logger.exception("a call could not be served")
-        self._endpoint.metrics.internal_errors.labels("endpoint").inc()
-        self._error = InternalError("The gateway failed to answer.")
 
 
 def _wants_arguments(reply: Answer) -> bool:
