@@ -20,6 +20,7 @@ from gateway.demo import processes
 WARM_UP_SECONDS = 1
 SLOW_TIMES = 3  # a call of theirs may take seconds
 SETTLE_SECONDS = 30.0
+DECIDED = "decisions"  # of which none was remembered
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -69,18 +70,25 @@ def load(
     Returns the figures: those of `wrk.run`, and `cpu_us`, the server's processor time a call. Raises LoadError.
     """
     requests = requests_of(bench, server, kind)
-    file = bench.place.folder / server.name / "requests"
-    wrk.write_requests(file, requests)
+    file, warm = (bench.place.folder / server.name / name for name in ("requests", "warm-up"))
+    # What is to be new must not have been part of the warm-up.
+    split = len(requests) * 7 // 10 if kind.messages == "new" else 0
+    wrk.write_requests(file, requests[split and 0 : split or None])
+    wrk.write_requests(warm, requests[split:])
     start = servers.pinned(bench.cores.load)
     seconds = bench.seconds * (SLOW_TIMES if kind.slow else 1)
     settle([*bench.running.values(), server])
-    wrk.run(server.port, file, connections, WARM_UP_SECONDS, start)
-    faults = check(server, kind, requests)
+    wrk.run(server.port, warm, connections, WARM_UP_SECONDS, start)
+    faults = check(server, kind, requests[split:])
     counts, cpu = own_counts(server, kind), cpu_seconds(server.pid)
     figures = wrk.run(server.port, file, connections, seconds, start)
     figures["cpu_us"] = round((cpu_seconds(server.pid) - cpu) / max(1, figures["requests"]) * 1e6, 1)
     settle([server])
-    faults += check(server, kind, requests) + miscounted(counts, own_counts(server, kind), kind)
+    after = own_counts(server, kind)
+    faults += miscounted(counts, after, kind)
+    if kind.messages == "new":
+        faults += remembered(counts, after, figures["requests"])
+    faults += check(server, kind, requests[split:])
     faults += Counter({f"{what} errors of wrk": count for what, count in figures["errors"].items() if count})
     keep(found, number, figures, memory_of(server.pid), faults)
     return figures
@@ -159,6 +167,8 @@ def own_counts(server: Server, kind: RowKind) -> dict[str, float]:
     for sample in (one for metric in text_string_to_metric_families(page) for one in metric.samples):
         if sample.name == "tracer_requests_total":
             key = f"calls by lane {sample.labels['lane']}"
+        elif sample.name == "tracer_decision_seconds_count":
+            key = DECIDED
         elif sample.name in {"tracer_traces_dropped_total", "tracer_internal_errors_total"}:
             key = sample.name.removeprefix("tracer_").removesuffix("_total").replace("_", " ")
         else:
@@ -169,9 +179,15 @@ def own_counts(server: Server, kind: RowKind) -> dict[str, float]:
 
 def miscounted(before: Mapping[str, float], after: Mapping[str, float], kind: RowKind) -> Counter[str]:
     """What the gateway counted during a load beside calls by the row's lane."""
-    expected = f"calls by lane {kind.lane}"
-    more = {key: round(value - before.get(key, 0.0)) for key, value in after.items() if key != expected}
+    expected = {f"calls by lane {kind.lane}", DECIDED}
+    more = {key: round(value - before.get(key, 0.0)) for key, value in after.items() if key not in expected}
     return Counter({key: count for key, count in more.items() if count > 0})
+
+
+def remembered(before: Mapping[str, float], after: Mapping[str, float], calls: int) -> Counter[str]:
+    """How many of so many new texts the gateway did not have to decide on, where that is more than one in a hundred."""
+    known = calls - round(after.get(DECIDED, 0.0) - before.get(DECIDED, 0.0))
+    return Counter({"texts that were not new": known} if known > calls / 100 else {})
 
 
 def cpu_seconds(pid: int) -> float:

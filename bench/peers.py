@@ -81,7 +81,7 @@ def main() -> None:
     if arguments.write_docs:
         write_docs(DOCS, "bench/peers.py", text)
     missed = [bar.title for bar in BARS if judge(bar, result["rows"], result["runs"][-1]["stamp"]["cores"]).missed]
-    failed = [row for row, found in result["rows"].items() if not found["rounds"]]
+    failed = [row for row, found in result["rows"].items() if not found["rounds"] or found["faults"]]
     if missed or failed:
         sys.exit("\n" + "; ".join([*(f"missed: {bar}" for bar in missed), *(f"failed: {row}" for row in failed)]))
 
@@ -256,8 +256,8 @@ def new_messages(bench: Bench, texts: list[str]) -> list[str]:
         if gateway.ask(request).headers["x-tracer-lane"] == "surrogate":
             found.append(text)
             if len(found) == NEW_MESSAGES:
-                break
-    return found
+                return found
+    sys.exit(f"only {len(found)} messages are handled behind an opening; {NEW_MESSAGES} are needed")
 
 
 def slow_round(bench: Bench, row: str, connections: list[int], found: dict[str, Any], number: int) -> None:

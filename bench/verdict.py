@@ -110,6 +110,10 @@ def judge(bar: Bar, rows: Mapping[str, Row], cores: int) -> Verdict:
     missing = [name for name in (bar.row, bar.against) if name is not None and not _figures(rows, name, bar)]
     if missing:
         return Verdict(bar, why=f"not measured: {', '.join(missing)}")
+    wrong = [name for name in (bar.row, bar.against) if name is not None and rows[name].get("faults")]
+    if wrong:
+        # An error is quickly made: figures with some of them among them are no result.
+        return Verdict(bar, why=f"wrong answers: {', '.join(wrong)}")
     own = _figures(rows, bar.row, bar)
     found = list(own.values())
     if bar.against is not None:

@@ -259,6 +259,9 @@ class _Ahead:
         self._answer = answer
         self._pieces = pieces
 
+    def at_hand(self) -> bytes:
+        return self._pieces.pop(0) if self._pieces else b""
+
     async def read(self) -> bytes:
         return self._pieces.pop(0) if self._pieces else await self._answer.read()
 

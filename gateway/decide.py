@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # A text of so many characters takes about a millisecond (a quarter of it in English): longer ones leave the event loop.
 LONG_CHARS = 1_500
-# Decisions on short texts that are remembered, for each policy: a megabyte or two.
+# Decisions on short texts that are remembered, for each policy: two to five megabytes.
 _REMEMBERED = 4_096
 _REMEMBERED_CHARS = 256
 # Of a batch, a thread does so much at a time: other calls, and the event loop, come in between.
@@ -94,9 +94,7 @@ class Decider:
         the event loop, for as long as that takes.
         """
         decision = self.decide_quickly(serving, text, agreement)
-        if decision is not None or serving.policy is None:
-            return decision or deferred(serving, serving.reason)
-        return await self._elsewhere(serving, serving.policy, text, agreement, watched)
+        return decision or await self.decide_slowly(serving, text, agreement, watched)
 
     def decide_quickly(self, serving: Serving, text: str, agreement: float | None = None) -> Decision | None:
         """As `decide`, where that takes microseconds; None where it has to leave the event loop."""
@@ -179,9 +177,13 @@ class Decider:
         """Let the threads end; what waits for them is dropped."""
         self._scorers.close()
 
-    async def _elsewhere(
-        self, serving: Serving, policy: Policy, text: str, agreement: float | None, watched: Watched
+    async def decide_slowly(
+        self, serving: Serving, text: str, agreement: float | None = None, watched: Watched = nullcontext
     ) -> Decision:
+        """As `decide`, of a text on which `decide_quickly` has said nothing."""
+        policy = serving.policy
+        if policy is None:
+            return deferred(serving, serving.reason)
         started = perf_counter()
         with watched():
             try:

@@ -76,7 +76,7 @@ class Metrics:
         )
         self.decision_seconds = Histogram(
             "tracer_decision_seconds",
-            "Time a local decision took.",
+            "Time a local decision took. One that was remembered took none, and is not counted here.",
             buckets=_DECISION_BUCKETS,
             registry=registry,
         )
@@ -186,5 +186,6 @@ class Metrics:
 
     def sample(self) -> None:
         """Write down, for the other workers, what only this one knows."""
-        for gauge in (self.scoring_pending, self.trace_queue, self.forwards, self.forwards_waiting, self.keys):
-            gauge.sample()
+        for gauge in vars(self).values():
+            if isinstance(gauge, SampledGauge):
+                gauge.sample()

@@ -7,16 +7,18 @@ may take. Trailers are dropped: merged into the headers, they could say what nob
 
 import asyncio
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from enum import Enum
 from functools import lru_cache, partial
 from typing import Any, cast
 
 import httptools
-from starlette.types import Message, Scope
+from starlette.types import Scope
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.asgi import LOCAL_HEADERS, ON_LEAVE, Whole
+from gateway.cycle import Cycle
 from gateway.encoding import JSON
 from gateway.errors import AnswerableError, HeadTooLarge, InvalidHttp, RequestTimeout
 from gateway.turns import Turn, Turns
@@ -24,9 +26,9 @@ from gateway.turns import Turn, Turns
 HEAD_BYTES = 65_536
 # A chunk of one byte takes six bytes on the wire.
 _FRAMING_PER_BYTE = 16
+_LAST_SECONDS = 0.25  # in which a request that was under way when the server was told to end may come
 _OFFER = frozenset({b"upgrade", b"connection", b"http2-settings"})
-_CLOSE = b"connection: close\r\n"
-_PATHS = 256  # spellings of a URL that are remembered
+_PATHS, _LONGEST_PATH = 256, 256  # spellings of a URL that are remembered, and how long they may be
 
 
 class _Part(Enum):
@@ -37,108 +39,16 @@ class _Part(Enum):
     BODY = "body"
 
 
-class _Cycle(RequestResponseCycle):
-    """One request and its answer: as uvicorn's, with the head checked as one and sent with a body that is at hand."""
+class _Flow(FlowControl):
+    """Reads on only when no request waits for its turn: a client that asks and never reads is not read from."""
 
-    _held = b""
-    _leaving: Callable[[], None] | None = None
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
 
-    async def send(self, message: Message) -> None:  # type: ignore[override]
-        """Send a part of the answer. A start that says `whole` is sent with what follows it, in one piece."""
-        if self.access_log:
-            await super().send(message)  # type: ignore[arg-type]
-            return
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
-            return
-        if not self.response_started:
-            if message["type"] != "http.response.start":
-                raise RuntimeError(f"an answer begins with http.response.start, not {message['type']}")
-            head = self._head(message["status"], message["headers"])
-            self.response_started = True
-            self.waiting_for_100_continue = False
-            if message.get("whole"):
-                self._held = head
-            else:
-                self.transport.write(head)
-            return
-        if self.response_complete or message["type"] != "http.response.body":
-            raise RuntimeError(f"{message['type']} after the answer's start or end")
-        self._send_body(message.get("body", b""), more=message.get("more_body", False))
-
-    def _head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """Status line and headers. Names are lower case already, and valid: ours, or read by the HTTP client."""
-        content, lines = [STATUS_LINE[status]], 2 + len(headers)
-        closes = False
-        for name, value in headers:
-            content += (name, b": ", value, b"\r\n")
-            if name == b"content-length":
-                self.expected_content_length = int(value)
-                self.chunked_encoding = False
-            elif name == b"transfer-encoding":
-                self.chunked_encoding = True
-            elif name == b"connection" and b"close" in value.lower():
-                closes, self.keep_alive = True, False
-        if not self.keep_alive and not closes:
-            content.append(_CLOSE)
-            lines += 1
-        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
-            self.chunked_encoding = True
-            content.append(b"transfer-encoding: chunked\r\n")
-            lines += 1
-        head = b"".join((*content, b"\r\n"))
-        # One look at the whole: a value with a line of its own would be a header, or an answer, that nobody sent.
-        if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
-            raise RuntimeError("a header of the answer holds a control character")
-        return head
-
-    def _send_body(self, body: bytes, *, more: bool) -> None:
-        if self.scope["method"] == "HEAD":
-            self.expected_content_length, body = 0, b""
-        elif self.chunked_encoding:
-            body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
-        else:
-            self.expected_content_length -= len(body)
-            if self.expected_content_length < 0:
-                raise RuntimeError("the answer is longer than its content-length")
-        if self._held or body:
-            self.transport.write(self._held + body)
-            self._held = b""
-        if more:
-            return
-        if self.expected_content_length:
-            raise RuntimeError("the answer is shorter than its content-length")
-        self.response_complete = True
-        # It holds this cycle, which holds the scope: let go, both are gone at once.
-        self.scope.pop(ON_LEAVE, None)  # type: ignore[misc]
-        self.message_event.set()
-        # A ring: with it, body and all, this call would stay until the collector comes.
-        self.scope.pop(ON_LEAVE, None)  # type: ignore[misc]
-        if not self.keep_alive:
-            self.transport.close()
-        self.on_response()
-
-    def answer(self, answer: Whole) -> None:
-        """Send a whole answer."""
-        status, headers, body = answer
-        self._held = self._head(status, headers)
-        self.response_started = True
-        self._send_body(body, more=False)
-
-    def on_leave(self, call: Callable[[], None] | None) -> bool:
-        """Have `call` called once if the client leaves before its answer is out; False where it has."""
-        self._leaving = call
-        if call is not None:
-            # Reading is paused behind a large body's last piece, and who does not read sees nobody leave.
-            self.flow.resume_reading()
-        return not self.disconnected
-
-    def left(self) -> None:
-        """The client is gone."""
-        call, self._leaving = self._leaving, None
-        if call is not None:
-            call()
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -157,13 +67,14 @@ class GuardedProtocol(HttpToolsProtocol):
         """A client has connected: its first request is due."""
         self._part = _Part.NOTHING
         self._request_bytes = self._body_bytes = self._fed_bytes = self._first_bytes = 0
-        self._too_large = False
+        self._too_large = self._ending = False
         self._pieces: list[bytes] = []
-        self._answered: _Cycle | None = None
-        self._fresh: _Cycle | None = None  # whose turn it is, and which nobody serves yet
+        self._answered: Cycle | None = None
+        self._fresh: Cycle | None = None  # whose turn it is, and which nobody serves yet
         self._due: float | None = None  # on the loop's clock: when what is waited for must have come
         self._timer: asyncio.TimerHandle | None = None
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -177,6 +88,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self._answered.disconnected = True
             self._answered.message_event.set()
             self._answered.left()
+        # It holds this connection.
+        self.cycle = self._answered = self._fresh = None  # type: ignore[assignment]
+        self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request."""
@@ -248,16 +162,31 @@ class GuardedProtocol(HttpToolsProtocol):
         self._request_bytes = 0
         self._begin()
 
+    def shutdown(self) -> None:
+        """The server ends: so does this connection, with the answer it is at or after a moment.
+
+        What a client has sent before it could know is not lost: it is answered, and told that the connection ends.
+        """
+        self._ending = True
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(_LAST_SECONDS, self._end)
+        else:
+            self.cycle.keep_alive = False
+
+    def _end(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
     def _begin(self) -> None:
         """Hand the request to the application, or put it behind the one that is being answered."""
         version = self.parser.get_http_version()
-        path, raw_path, query = _path(self.url)
+        path, raw_path, query = (_path if len(self.url) <= _LONGEST_PATH else _path.__wrapped__)(self.url)
         scope = self.scope
         scope["method"] = self.parser.get_method().decode("ascii")
         scope["http_version"] = version
         scope["path"], scope["raw_path"], scope["query_string"] = path, raw_path, query
         before = self.cycle
-        cycle = self.cycle = _Cycle(
+        cycle = self.cycle = Cycle(
             scope=scope,
             transport=self.transport,
             flow=self.flow,
@@ -267,7 +196,7 @@ class GuardedProtocol(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            keep_alive=version != "1.0" and self.parser.should_keep_alive() and not self._ending,
             on_response=self.on_response_complete,
         )
         scope[ON_LEAVE] = cycle.on_leave  # type: ignore[literal-required]
@@ -277,25 +206,31 @@ class GuardedProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
-    def _start(self, cycle: _Cycle) -> None:
+    def _start(self, cycle: Cycle) -> None:
         self._fresh = None
-        waits = cycle.more_body or cycle.waiting_for_100_continue or self.flow.write_paused or self.access_log
+        waits = cycle.more_body or cycle.waiting_for_100_continue or self.flow.write_paused
         begin = None if waits else self.begin
         turn = None if begin is None else begin(cast("Scope", cycle.scope), bytes(cycle.body))
         if turn is None:
             self._start_asgi_task(cycle, self.app)
             return
+        # Whoever has begun has the body; a connection that stays open behind the answer need not keep it.
+        cycle.body = bytearray()
         self._answered = cycle
         self.turns.take(self.loop, turn, partial(self._finish, cycle))
 
-    def _finish(self, cycle: _Cycle, answer: Whole | None) -> None:
-        if answer is None:
-            self._start_asgi_task(cycle, self.app)
-        elif not cycle.disconnected:
-            cycle.answer(answer)
+    def _finish(self, cycle: Cycle, answer: Whole | None) -> None:
+        try:
+            if answer is None:
+                self._start_asgi_task(cycle, self.app)
+            elif not (cycle.disconnected or self.transport.is_closing()):
+                cycle.answer(answer)
+        except Exception:  # the border of an answer: the others that have their turn with it are not to wait for ever
+            self.logger.exception("an answer could not be sent")
+            self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answered = cycle if isinstance(cycle, _Cycle) else None
+        self._answered = cycle if isinstance(cycle, Cycle) else None
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
@@ -303,11 +238,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         else:
             self._watch()
+        self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body. It may have one byte: uvicorn, which copies all of them for each, gets them together."""

@@ -114,9 +114,12 @@ class _WholeAnswer:
         self.headers = [*headers, (b"content-length", b"%d" % len(body))]
         self._body = body
 
-    async def read(self) -> bytes:
+    def at_hand(self) -> bytes:
         body, self._body = self._body, b""
         return body
+
+    async def read(self) -> bytes:
+        return self.at_hand()
 
     async def close(self) -> None:
         pass
@@ -132,6 +135,9 @@ class _StreamAnswer:
         self._chunks = chunks
         self._first = first
         self._ended = False
+
+    def at_hand(self) -> bytes:
+        return b""
 
     async def read(self) -> bytes:
         if self._ended:

@@ -210,11 +210,12 @@ async def _relay(upstream: Upstream, call: UpstreamCall, send: Send, headers: He
         outcome.began(answer)
         added = [*headers, (b"x-tracer-upstream", outcome.upstream.encode())]
         start = {"type": "http.response.start", "status": answer.status, "headers": answer.headers + added}
-        # An answer of a known length is no stream: its head may go with its first bytes, in one piece.
-        start["whole"] = any(name == b"content-length" for name, _ in answer.headers)
+        chunk = answer.at_hand()
+        start["whole"] = bool(chunk)  # then the server sends both in one piece
         await send(start)
-        while chunk := await answer.read():
+        while chunk := chunk or await answer.read():
             outcome.keep(chunk)
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            chunk = b""
     finally:
         await answer.close()

@@ -28,7 +28,7 @@ def share(settings: Settings, worker: int) -> Settings:
         return (limit + workers - 1 - worker) // workers
 
     server, store = settings.server, settings.store
-    limits = {"max_concurrency": part(server.max_concurrency), "max_queue": part(server.max_queue)}
+    limits = {name: part(getattr(server, name)) for name in ("max_concurrency", "max_queue", "max_held_bytes")}
     upstreams = {
         name: upstream.model_copy(update={"max_connections": part(upstream.max_connections)})
         for name, upstream in settings.upstreams.items()

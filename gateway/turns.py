@@ -14,6 +14,7 @@ from gateway.asgi import Whole
 # A millisecond or so: the rest may wait until the event loop has looked at what else has come.
 _TOGETHER = 32
 
+# Does not raise either.
 Done = Callable[[Whole | None], None]
 
 

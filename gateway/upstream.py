@@ -31,7 +31,7 @@ _EMPTY = frozenset({204, 304})
 _LONGEST_HEADER = 65_536
 # A kept-alive connection that was closed while idle says so within a round trip; a call being worked on takes longer.
 _IDLE_CLOSE_SECONDS = 0.05
-_URLS = 256  # that are remembered
+_URLS, _LONGEST_PATH = 256, 128  # that are remembered
 # Set by aiohttp unless told otherwise; the client's own headers are the only ones to travel.
 _AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -67,6 +67,10 @@ class UpstreamAnswer(Protocol):
     status: int
     headers: list[tuple[bytes, bytes]]
     origin: Origin
+
+    def at_hand(self) -> bytes:
+        """The bytes that have come, without waiting for any; b"" says nothing of the end."""
+        ...
 
     async def read(self) -> bytes:
         """The bytes that have come, b"" at the end. Raises UpstreamBroken where they stop before their end."""
@@ -261,6 +265,11 @@ class _HttpAnswer:
         self._response = response
         self._done: Callable[[], None] | None = done
 
+    def at_hand(self) -> bytes:
+        content = self._response.content
+        # Broken or at its end: reading says so.
+        return b"" if content.exception() is not None or content.at_eof() else content.read_nowait()
+
     async def read(self) -> bytes:
         try:
             piece = await self._response.content.readany()
@@ -338,9 +347,16 @@ def translate(error: Exception, upstream: str) -> AnswerableError:
     return UpstreamUnreachable(f"The upstream {upstream!r} could not be reached ({type(error).__name__}).", sent=sent)
 
 
-@lru_cache(_URLS)
 def _url(base: str, path: str, query: bytes) -> yarl.URL:
+    # Only what comes again and again is remembered, and nothing that may hold a key.
+    if not query and len(path) <= _LONGEST_PATH:
+        return _plain_url(base, path)
     return yarl.URL(base + path + ("?" + query.decode("latin-1") if query else ""), encoded=True)
+
+
+@lru_cache(_URLS)
+def _plain_url(base: str, path: str) -> yarl.URL:
+    return yarl.URL(base + path, encoded=True)
 
 
 def _text(value: bytes) -> str:

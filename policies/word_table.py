@@ -17,6 +17,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import time
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 Words = NDArray[np.float16]
 
 ROLE = "table/words.npy"
+_NEW = ".new-"
+_LOCK_SECONDS = 5.0
 
 _OPEN: WeakValueDictionary[str, Words] = WeakValueDictionary()
 _OPENING = threading.Lock()
@@ -79,7 +82,7 @@ def _shared(place: Path, sha256: str) -> Path:
     handle = os.open(folder, os.O_RDONLY)
     try:
         # Workers start together: each would make a copy, and map its own.
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        _lock(handle, folder)
         if not copy.is_file() or _digest(copy) != sha256:
             _copy(place, copy, sha256)
     finally:
@@ -87,9 +90,25 @@ def _shared(place: Path, sha256: str) -> Path:
     return copy
 
 
+def _lock(handle: int, folder: Path) -> None:
+    """The folder's lock, and no files that a process which died at it has left. Raises OSError where it takes long."""
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            # Who holds it may have been stopped: one process must not keep all others from starting.
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+    for left in folder.glob(f"{_NEW}*"):
+        left.unlink(missing_ok=True)
+
+
 def _copy(place: Path, copy: Path, sha256: str) -> None:
     """A copy that is there whole or not at all, under a name that no other file had before."""
-    handle, name = tempfile.mkstemp(prefix=".new-", dir=copy.parent)
+    handle, name = tempfile.mkstemp(prefix=_NEW, dir=copy.parent)
     fresh = Path(name)
     try:
         with os.fdopen(handle, "wb") as target, place.open("rb") as source:

@@ -49,6 +49,7 @@ class LocalCall:
     control: Control
     serving: Serving
     watched: Watched = nullcontext
+    open: bool = True  # nobody has tried to decide on it
     id: str = field(default_factory=new_id)
     reply: Answer | None = None
     model: str = SURROGATE_MODEL
@@ -251,14 +252,16 @@ class ModelEndpoint(Relaying):
 
     async def decide(self, call: LocalCall) -> Decision:
         """Who answers; sets the call's reply where the policy may and does."""
-        decision = self._decide_quickly(call)
+        decision = self._decide_quickly(call) if call.open else None
         if decision is not None:
             return decision
         text, agreement = call.found.text or "", call.control.agreement
-        return self._checked(call, await self.services.decider.decide(call.serving, text, agreement, call.watched))
+        decision = await self.services.decider.decide_slowly(call.serving, text, agreement, call.watched)
+        return self._checked(call, decision)
 
     def _decide_quickly(self, call: LocalCall) -> Decision | None:
         """As `decide`, where that takes microseconds; None where it does not."""
+        call.open = False
         serving, found, control = call.serving, call.found, call.control
         if found.reason is not None or found.text is None:
             return deferred(serving, found.reason or Reason.NO_INPUT)
