@@ -209,7 +209,8 @@ async def closed_loop(lines: Sequence[Line], request_of: Callable[[int], bytes],
 async def serve(port: int, seconds: float, events: int) -> None:
     """An upstream on a loopback port: the same answer to every call after `seconds`, or its stream of `events`."""
     server = await asyncio.start_server(lambda r, w: _answer(r, w, seconds, events), "127.0.0.1", port, backlog=2048)
-    await server.serve_forever()
+    async with server:
+        await server.serve_forever()
 
 
 _COMPLETION = (

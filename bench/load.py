@@ -41,7 +41,7 @@ from bench import servers, wrk
 from bench.caller import FORWARDED, HANDLED, STREAMED, Load, Seen, closed_loop, connect, open_loop, serve
 from bench.frontier import DATA, DOCS, MODEL, short, write_docs
 from bench.load_tables import ALONE, BESIDE, NICED, STEP, Result, verdict
-from bench.loads import cpu_seconds, memory_of
+from bench.loads import cpu_seconds
 from bench.peers import system_prompt
 from bench.servers import Place, Server
 from bench.stamp import stamp
@@ -169,9 +169,12 @@ class Ready:
         found = {"gateway": cpu_seconds(self._server.pid), "upstream": cpu_seconds(self._upstream.pid)}
         return found | {"caller": time.process_time()}
 
-    def memory(self) -> float:
-        """The gateway's RSS in MB."""
-        return memory_of(self._server.pid)["rss"] / 1e6
+    def memory(self) -> dict[str, float]:
+        """The gateway's resident memory in MB: all of it, and what is not mapped from files."""
+        status = Path(f"/proc/{self._server.pid}/status").read_text(encoding="ascii")
+        found = dict(line.split(":", 1) for line in status.splitlines())
+        names = {"rss": "VmRSS", "own": "RssAnon"}
+        return {name: int(found[key].split()[0]) * 1024 / 1e6 for name, key in names.items()}
 
     def request(self, text: str, stream: bool = False) -> bytes:
         """A chat call as it goes over the wire."""
@@ -318,7 +321,7 @@ def transformer(folder: Path, arguments: argparse.Namespace) -> Result:
 
 
 def memory(folder: Path, arguments: argparse.Namespace) -> Result:
-    """RSS in MB by the number of calls made."""
+    """Memory in MB by the number of calls made."""
     with Ready(folder, upstream_seconds=0.0) as ready:
         handled, _, deferred = texts_by_need(Policy.load(ready.policy))
         plain = [ready.request(text) for text in handled]
@@ -341,7 +344,12 @@ def memory(folder: Path, arguments: argparse.Namespace) -> Result:
 
         uvloop.run(run())
         seconds = time.monotonic() - started
-    return {"rss_mb": points, "errors": len(errors), "first_error": errors[0] if errors else None, "seconds": seconds}
+    return {
+        "memory_mb": points,
+        "errors": len(errors),
+        "first_error": errors[0] if errors else None,
+        "seconds": seconds,
+    }
 
 
 def _together(rounds: Sequence[dict[str, Seen]]) -> dict[str, Any]:

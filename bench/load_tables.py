@@ -45,7 +45,7 @@ def transformer_missed(found: Result) -> list[str]:
 
 def memory_missed(found: Result) -> list[str]:
     """What of its bar `memory` has missed."""
-    points = {int(calls): rss for calls, rss in found["rss_mb"].items()}
+    points = {int(calls): memory["rss"] for calls, memory in found["memory_mb"].items()}
     missed = [f"{found['errors']} errors (the first: {found['first_error']})"] if found["errors"] else []
     if max(points.values()) > MOST_MB:
         missed.append(f"RSS is up to {max(points.values()):.0f} MB, more than {MOST_MB:g} MB")
@@ -95,9 +95,10 @@ def transformer_table(found: Result) -> str:
 
 def memory_table(found: Result) -> str:
     """Markdown: one line a point, but of many only the first, the last and ten between."""
-    points = sorted((int(calls), rss) for calls, rss in found["rss_mb"].items())
+    points = sorted((int(calls), memory) for calls, memory in found["memory_mb"].items())
     kept = [p for p in points if p[0] <= STEP or p[0] == points[-1][0] or p[0] % max(STEP, points[-1][0] // 10) == 0]
-    lines = [head(("calls", "RSS, MB")), *(f"| {calls:,} | {rss:.1f} |" for calls, rss in kept)]
+    lines = [head(("calls", "RSS, MB", "of it not mapped from files, MB"))]
+    lines += [f"| {calls:,} | {memory['rss']:.1f} | {memory['own']:.1f} |" for calls, memory in kept]
     rate = points[-1][0] / found["seconds"]
     return "\n".join([*lines, "", f"{rate:,.0f} calls a second, {found['errors']} errors."])
 
