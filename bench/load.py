@@ -5,9 +5,9 @@ python bench/load.py [--scenarios mixed,transformer,memory] [--seconds 20] [--ro
 
 mixed: 256 connections, half of the calls handled, 0.3 forwarded, 0.2 streamed, `--rate` calls a second in all, alone
 and beside a refit (`tracer fit` of banking77, again and again, in processes of its own): at its own priority, as a user
-would start it, and under `nice -n 10`. The three take turns, `--rounds` times, for `--seconds` in all each; a refit is
-stopped (SIGSTOP) while it is not its turn, so that all of it is seen. No error, and handled p99 at most twice that of
-alone.
+would start it, and at niceness 10, its session as well. The three take turns, `--rounds` times, for `--seconds` in all
+each; a refit is stopped (SIGSTOP) while it is not its turn, so that all of it is seen. No error, and handled p99 at
+most twice that of alone.
 transformer: a cascade with all-minilm-l6-v2 from TRACER_MODELS, 200 handled calls a second, of which 30 % need it:
 handled p99 at most 15 ms.
 memory: one worker, banking77, `--calls` calls, half of them handled, each other one a text of its own: RSS at most
@@ -59,6 +59,7 @@ EVENTS = 5
 PER_SECOND, NEEDING, CASCADE_LINES = 200.0, 0.3, 32
 # The long one's: calls until the first look, connections.
 FIRST, MEMORY_LINES = 10_000, 16
+NICE = 10
 _SETTLE_SECONDS = 0.3
 _OWN = (sys.executable, "-m", "bench.load")
 
@@ -69,7 +70,7 @@ def main() -> None:
     if arguments.upstream is not None:
         uvloop.run(serve(arguments.upstream, arguments.upstream_seconds, EVENTS))
     if arguments.refit is not None:
-        refit_for_ever(arguments.refit)
+        refit_for_ever(arguments.refit, arguments.nice)
     where = stamp()
     result: dict[str, Any] = {"stamp": where, "options": {"seconds": arguments.seconds, "rate": arguments.rate}}
     missed = []
@@ -104,6 +105,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--upstream", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--upstream-seconds", type=float, default=UPSTREAM_SECONDS, help=argparse.SUPPRESS)
     parser.add_argument("--refit", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--nice", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1 or arguments.seconds <= 0 or arguments.rate <= 0:
         parser.error("--rounds is at least 1, --seconds and --rate are above 0")
@@ -204,12 +206,11 @@ def texts_by_need(policy: Policy) -> tuple[list[str], list[str], list[str]]:
 class Refit:
     """`tracer fit` again and again, in a session of its own, that runs only inside `going()`."""
 
-    def __init__(self, folder: Path, start: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, *, nice: bool = False) -> None:
         folder.mkdir()
         self._folder = folder
-        self._child = Child(
-            "the refits", [*start, sys.executable, "-m", "bench.load", "--refit", str(folder)], folder / "log"
-        )
+        own = [*_OWN, "--refit", str(folder), *(["--nice"] if nice else [])]
+        self._child = Child("the refits", own, folder / "log")
 
     def __enter__(self) -> Self:
         self._child.__enter__()
@@ -235,8 +236,13 @@ class Refit:
         return len(list(self._folder.glob("done-*")))
 
 
-def refit_for_ever(folder: Path) -> None:
+def refit_for_ever(folder: Path, nice: bool) -> None:
     """Fit banking77 into `folder`, and leave a mark for each fit; an ending of one with a fault ends all."""
+    if nice:
+        os.nice(NICE)
+        # Where the system shares the cores out among sessions, the session has a niceness of its own: sched(7).
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(NICE), encoding="ascii")
     number = 0
     while True:
         fit = [*_tracer("fit"), str(SET / "traces.jsonl"), "--out", str(folder / "policy")]
@@ -255,7 +261,7 @@ def mixed(folder: Path, arguments: argparse.Namespace) -> Result:
     with (
         Ready(folder) as ready,
         Refit(folder / "refit") as refit,
-        Refit(folder / "niced", ["nice", "-n", "10"]) as niced,
+        Refit(folder / "niced", nice=True) as niced,
     ):
         beside: dict[str, Callable[[], AbstractContextManager[None]]] = {
             ALONE: contextlib.nullcontext,
