@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check long-tests fuzz bench peers clean
+.PHONY: demo test lint types check long-tests fuzz hotpath bench peers clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ long-tests: $(VENV)/.installed
 # 20,000 requests that nobody should send, against a gateway process: a minute or two.
 fuzz: $(VENV)/.installed
 	$(BIN)/python bench/fuzz.py
+
+# Whether a call costs more than it did: a minute, with nothing else running.
+hotpath: $(VENV)/.installed
+	$(BIN)/python bench/hotpath.py --rounds 10 --compare
 
 # The figures of README and docs; needs the data sets in TRACER_DATA.
 bench: $(VENV)/.installed

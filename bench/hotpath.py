@@ -2,14 +2,15 @@
 
 python bench/hotpath.py [--rounds 30] [--out FILE] [--write-docs] [--save] [--compare [FILE]]
 
-Whole calls go through the ASGI app as the server makes them: handled, streamed, forwarded (to an upstream in the same
-process that answers at once, its answer recorded as a trace), and a Starlette app that parses the same body and answers
-with a constant. Steps are the functions that a call goes through, alone; a call needs them with colder caches, so they
-add up to less than it takes. Times are CPU time of the thread, taken in turns, in blocks of calls; each figure is the
-least of its blocks, since what else a machine does can only add to it. The texts differ from call to call.
+Whole calls are made as the server makes them: handled, alone and 32 together (see gateway/turns.py), streamed,
+forwarded (to an upstream in the same process that answers at once, its answer recorded as a trace), and, through a
+Starlette app that parses the same body, answered with a constant. Steps are the functions that a call goes through,
+alone; a call needs them with colder caches, so they add up to less than it takes. Times are CPU time of the thread,
+taken in turns, in blocks of calls; each figure is the least of its blocks, since what else a machine does can only add
+to it.
 
 `--compare` holds the whole calls, as multiples of the constant answer, against a saved baseline (`--save` writes it)
-and exits with 1 where one has grown by more than a quarter: a ratio, with room for a noisy machine.
+and exits with 1 where one has grown by more than two fifths in three measurements: a ratio, with room for noise.
 """
 
 import argparse
@@ -30,8 +31,8 @@ from bench.bare import COMPLETION, empty
 from bench.frontier import write_docs
 from bench.stamp import stamp
 from gateway.answer import Envelope, render, render_stream
-from gateway.app import create_app
-from gateway.asgi import tracer_headers
+from gateway.app import Gateway, create_app
+from gateway.asgi import ON_LEAVE, tracer_headers
 from gateway.attempts import Guarded
 from gateway.control import read_control
 from gateway.reading import read_answer
@@ -48,10 +49,11 @@ from policies.settings import FitConfig
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = ROOT / "bench" / "results" / "hotpath.json"
 DOCS = ROOT / "docs" / "architecture.md"
-ROOM = 1.25
+ROOM = 1.4
 """By how much a call may grow, as a multiple of the constant answer, before it counts as slower."""
 EMPTY = "constant answer"
 _CALLS, _STEPS = 100, 500  # in a block
+_MORE_TRIES = 2
 _PROJECT = "bench"
 _PLACES = ("home", "work", "school", "office", "shop", "bank", "cinema", "hotel", "garden", "kitchen")
 _VERBS = ("refund", "cancel", "deliver", "repair", "replace", "confirm", "book", "change", "explain", "return")
@@ -82,8 +84,7 @@ _HEADERS = [
 def main() -> None:
     """Measure, print the tables, save or compare."""
     asked = parse(sys.argv[1:])
-    with tempfile.TemporaryDirectory(prefix="tracer-hotpath-") as folder:
-        found = uvloop.run(measure(Path(folder), asked.rounds))
+    found = measured(asked.rounds)
     where = stamp()
     text = f"{table(found)}\n\n{where['cpu']}, Python {where['python']}, commit {(where['commit'] or '?')[:12]}"
     print(text)
@@ -93,9 +94,24 @@ def main() -> None:
     for path in filter(None, (asked.out, BASELINE if asked.save else None)):
         path.write_text(result, encoding="utf-8")
     if asked.compare is not None:
-        slower = grown(json.loads(asked.compare.read_text(encoding="utf-8")), found)
+        slower = compare(json.loads(asked.compare.read_text(encoding="utf-8")), found, asked.rounds)
         print("\n" + ("\n".join(slower) or f"No call has grown by more than {ROOM - 1:.0%}."))
         sys.exit(bool(slower))
+
+
+def measured(rounds: int) -> dict[str, Any]:
+    """What `measure` gives, with a policy fitted for it."""
+    with tempfile.TemporaryDirectory(prefix="tracer-hotpath-") as folder:
+        return uvloop.run(measure(Path(folder), rounds))
+
+
+def compare(before: Mapping[str, Any], found: Mapping[str, Any], rounds: int) -> list[str]:
+    """What has grown, in each of a few measurements: a busy machine can add to one, and takes nothing away."""
+    slower = grown(before, found)
+    for _ in range(_MORE_TRIES):
+        if slower:
+            slower = grown(before, measured(rounds))
+    return slower
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -142,10 +158,14 @@ async def measure(folder: Path, rounds: int) -> dict[str, Any]:
         known = [text for text in texts if _handles(services, text)][:200]
         if not known:
             raise RuntimeError("the policy handles nothing: nothing can be measured")
+        handled, streamed = [_body(text) for text in known], [_body(text, stream=True) for text in known]
+        forget = services.registry.serving(_PROJECT).decided.clear
         calls = {
-            EMPTY: caller(empty, [_body(text) for text in known], b"chat.completion"),
-            "handled": caller(gateway, [_body(text) for text in known], b"tracer_surrogate"),
-            "handled, streamed": caller(gateway, [_body(text, stream=True) for text in known], b"data: [DONE]"),
+            EMPTY: caller(empty, handled, b"chat.completion"),
+            "handled, text seen before": taker(gateway, handled[:1], b"tracer_surrogate"),
+            "handled, new text": taker(gateway, handled, b"tracer_surrogate", before=forget),
+            "handled, new texts, 32 together": taker(gateway, handled, b"tracer_surrogate", 32, forget),
+            "handled, streamed, new text": taker(gateway, streamed, b"data: [DONE]", before=forget),
             "forwarded and recorded": caller(gateway, [_body(text, model="gpt") for text in known], COMPLETION),
         }
         steps = make_steps(services, known)
@@ -205,11 +225,11 @@ def make_steps(services: Services, texts: Sequence[str]) -> dict[str, Callable[[
     }
 
 
-def caller(app: ASGIApp, bodies: Sequence[bytes], expected: bytes) -> Callable[[], Awaitable[None]]:
+def caller(app: ASGIApp, bodies: Sequence[bytes], expected: bytes) -> Callable[[], Awaitable[int]]:
     """One call of `app` as the server makes it, the next body each time; raises where the answer lacks `expected`."""
     turns: Iterator[bytes] = itertools.cycle(bodies)
 
-    async def call() -> None:
+    async def call() -> int:
         body, sent = next(turns), []
         waiting = [body]
 
@@ -221,38 +241,70 @@ def caller(app: ASGIApp, bodies: Sequence[bytes], expected: bytes) -> Callable[[
         async def send(message: Message) -> None:
             sent.append(message.get("body", b""))
 
-        scope: Scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "server": ("127.0.0.1", 8000),
-            "client": ("127.0.0.1", 50_000),
-            "scheme": "http",
-            "root_path": "",
-            "method": "POST",
-            "path": "/v1/chat/completions",
-            "raw_path": b"/v1/chat/completions",
-            "query_string": b"",
-            "headers": [*_HEADERS, (b"content-length", b"%d" % len(body))],
-            "state": {},
-            "tracer.on_leave": _stays,
-        }
-        await app(scope, receive, send)
-        if expected not in b"".join(sent):
-            raise RuntimeError(f"not the answer that was to be measured: {b''.join(sent)[:300]!r}")
+        await app(_scope(body), receive, send)
+        _check(b"".join(sent), expected)
+        return 1
 
     return call
+
+
+def taker(
+    gateway: Gateway, bodies: Sequence[bytes], expected: bytes, together: int = 1, before: Callable[[], object] = int
+) -> Callable[[], Awaitable[int]]:
+    """So many calls `together` that take their turns, `before` having been called; raises as `caller` does."""
+    bodies_ = itertools.cycle(bodies)
+
+    async def call() -> int:
+        before()
+        turns = []
+        for body in itertools.islice(bodies_, together):
+            turn = gateway.begin(_scope(body), body)
+            if turn is None:
+                raise RuntimeError("the call takes a task")
+            turns.append(turn)
+        for turn in turns:
+            turn.decide()
+        for turn in turns:
+            _, _, content = turn.answer() or (0, [], b"")
+            _check(content, expected)
+        return together
+
+    return call
+
+
+def _scope(body: bytes) -> Scope:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "server": ("127.0.0.1", 8000),
+        "client": ("127.0.0.1", 50_000),
+        "scheme": "http",
+        "root_path": "",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "raw_path": b"/v1/chat/completions",
+        "query_string": b"",
+        "headers": [*_HEADERS, (b"content-length", b"%d" % len(body))],
+        "state": {},
+        ON_LEAVE: _stays,
+    }
+
+
+def _check(answer: bytes, expected: bytes) -> None:
+    if expected not in answer:
+        raise RuntimeError(f"not the answer that was to be measured: {answer[:300]!r}")
 
 
 def _stays(_: Callable[[], None] | None) -> bool:
     return True
 
 
-async def _calls(call: Callable[[], Awaitable[None]]) -> float:
-    started = thread_time_ns()
-    for _ in range(_CALLS):
-        await call()
-    return (thread_time_ns() - started) / _CALLS / 1e3
+async def _calls(call: Callable[[], Awaitable[int]]) -> float:
+    started, number = thread_time_ns(), 0
+    while number < _CALLS:
+        number += await call()
+    return (thread_time_ns() - started) / number / 1e3
 
 
 def _steps(step: Callable[[], object]) -> float:

@@ -4,7 +4,8 @@ python bench/peers.py [--rows NAMES] [--connections 1,32,256] [--rounds 5] [--se
     [--peer-env FOLDER] [--out FILE [--resume]] [--write-docs]
 
 The request is that of a classifier with banking77's 77 labels, about 2 kB. wrk sends those messages of `traffic.jsonl`
-that a policy fitted on `traces.jsonl` at 0.95 handles, or those it defers. Every server is one process, and all stand
+that a policy fitted on `traces.jsonl` at 0.95 handles, or those it defers; a gateway remembers what a policy has said
+of a short text, so there is a row with more texts than it remembers as well. Every server is one process, and all stand
 ready while one is asked, but for the slow ones (LiteLLM, Portkey, tracer-llm), which run in their turn alone and in
 fewer rounds. In each round the rows take turns, forwards or backwards. A server has one core; wrk has another, together
 with the upstream behind a server; --no-pin leaves that to the system. Answers are checked before and after each load,
@@ -40,13 +41,18 @@ from policies.traces import read_traces
 
 SET = DATA / "banking77"
 MOST_MESSAGES = 500
+NEW_MESSAGES = 10_000  # more than twice as many as are remembered
+OPENINGS = ("hi", "hello", "good morning", "good evening", "hey there", "hi team", "please help", "quick question")
 ROWS = {
     "upstream": RowKind("the upstream itself: nginx, a constant answer", "upstream"),
     "nginx": RowKind("nginx, `proxy_pass` to it", "nginx"),
     "empty": RowKind("empty Starlette app on uvicorn", "empty"),
-    "handled": RowKind("**ours, handled**", "gateway", "surrogate"),
-    "streamed": RowKind("**ours, handled, streamed**", "gateway", "surrogate", stream=True),
-    "handled-2": RowKind("**ours, handled, two workers**", "gateway-2", "surrogate", needs="--workers"),
+    "handled": RowKind("**ours, handled**: texts seen before", "gateway", "surrogate"),
+    "new": RowKind("**ours, handled**: every text new", "gateway", "surrogate", "new"),
+    "streamed": RowKind("**ours, handled, streamed**: every text new", "gateway", "surrogate", "new", stream=True),
+    "new-2": RowKind(
+        "**ours, handled, two workers**: every text new", "gateway-2", "surrogate", "new", needs="--workers"
+    ),
     "relay": RowKind("bare Starlette + aiohttp relay", "relay"),
     "forwarded": RowKind("**ours, forwarded**: decided, deferred, traced", "forwarding", "teacher", "deferred"),
     "observed": RowKind("**ours, forwarded**: no policy yet, traced", "observing", "teacher"),
@@ -147,7 +153,8 @@ def measure(folder: Path, arguments: argparse.Namespace, result: dict[str, Any])
         rows, absent = available(arguments.rows, place)
         for name in {"gateway", *(ROWS[row].server for row in rows if not ROWS[row].slow)}:
             bench.running[name] = stack.enter_context(Server(name, place, cores.of(name)))
-        sort_messages(bench, with_vectors="tracer-llm" in rows)
+        with_new = any(ROWS[row].messages == "new" for row in rows)
+        sort_messages(bench, "tracer-llm" in rows, with_new)
         new = open_run(result, rows, absent, arguments, cores)
         for number in range(arguments.rounds):
             print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
@@ -224,7 +231,7 @@ def fit(folder: Path) -> Path:
     return policy
 
 
-def sort_messages(bench: Bench, with_vectors: bool) -> None:
+def sort_messages(bench: Bench, with_vectors: bool, with_new: bool) -> None:
     """Ask the gateway for every message of the traffic, and keep what it handles and what it defers."""
     gateway = bench.running["gateway"]
     lanes: dict[str, list[int]] = {"surrogate": [], "teacher": []}
@@ -234,9 +241,23 @@ def sort_messages(bench: Bench, with_vectors: bool) -> None:
         lanes[gateway.ask(request).headers["x-tracer-lane"]].append(index)
     handled, deferred = (lanes[lane][:MOST_MESSAGES] for lane in ("surrogate", "teacher"))
     bench.messages = {"handled": [texts[i] for i in handled], "deferred": [texts[i] for i in deferred]}
+    if with_new:
+        bench.messages["new"] = new_messages(bench, [texts[i] for i in lanes["surrogate"]])
     if with_vectors:
         vectors = np.load(installs.fit_tracer_llm(bench.place.peers)[2])
         bench.vectors = [json.dumps({"embedding": vectors[i].tolist()}).encode() for i in handled]
+
+
+def new_messages(bench: Bench, texts: list[str]) -> list[str]:
+    """Handled messages behind openings of several kinds, those that are handled so, too."""
+    gateway, found = bench.running["gateway"], list[str]()
+    for text in (f"{opening}, {text}" for opening in OPENINGS for text in texts):
+        request = chat_request(gateway, servers.chat(bench.place.system_prompt, text), ROWS["handled"])
+        if gateway.ask(request).headers["x-tracer-lane"] == "surrogate":
+            found.append(text)
+            if len(found) == NEW_MESSAGES:
+                break
+    return found
 
 
 def slow_round(bench: Bench, row: str, connections: list[int], found: dict[str, Any], number: int) -> None:

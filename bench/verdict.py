@@ -38,10 +38,16 @@ class Bar:
 
 
 BARS = (
-    Bar("handled, 1 connection: p50", "handled", 1, "p50_us", 0.2, unit=" ms", scale=1e-3),
-    Bar("handled, 1 connection: p50 against the empty app", "handled", 1, "p50_us", 2.0, against="empty"),
-    Bar("handled, 32: calls/s against the empty app", "handled", 32, "calls_a_second", 0.5, False, "empty"),
-    Bar("handled, 32: p99 against the empty app", "handled", 32, "p99_us", 1.5, against="empty"),
+    *(
+        bar
+        for row, what in (("handled", "text seen before"), ("new", "new text"))
+        for bar in (
+            Bar(f"handled, {what}, 1 connection: p50", row, 1, "p50_us", 0.2, unit=" ms", scale=1e-3),
+            Bar(f"handled, {what}, 1: p50 against the empty app", row, 1, "p50_us", 2.0, against="empty"),
+            Bar(f"handled, {what}, 32: calls/s against the empty app", row, 32, "calls_a_second", 0.5, False, "empty"),
+            Bar(f"handled, {what}, 32: p99 against the empty app", row, 32, "p99_us", 1.5, against="empty"),
+        )
+    ),
     Bar(
         "forwarded, 1: p50 added to the upstream's",
         "forwarded",
@@ -57,15 +63,15 @@ BARS = (
     Bar("forwarded, 32: p99 against the bare relay", "forwarded", 32, "p99_us", 1.5, against="relay"),
     Bar("forwarded, 32: calls/s against LiteLLM proxy", "forwarded", 32, "calls_a_second", 30, False, "litellm"),
     Bar("forwarded, 32: calls/s against Portkey", "forwarded", 32, "calls_a_second", 3, False, "portkey"),
-    Bar("handled: memory (RSS)", "handled", 0, "rss", 150, unit=" MB", scale=1e-6),
+    Bar("handled: memory (RSS)", "new", 0, "rss", 150, unit=" MB", scale=1e-6),
     Bar(
-        "handled, 32, two workers: calls/s against one",
-        "handled-2",
+        "handled, new text, 32, two workers: calls/s against one",
+        "new-2",
         32,
         "calls_a_second",
         1.6,
         False,
-        "handled",
+        "new",
         cores=3,  # one is wrk's
     ),
     Bar(

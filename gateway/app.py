@@ -1,7 +1,6 @@
 """create_app(settings): routes, error handlers and lifespan of one gateway; nothing else."""
 
 import contextlib
-import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 
@@ -27,8 +26,7 @@ from gateway.errors import AnswerableError, InternalError, MethodNotAllowed, Not
 from gateway.services import Services, build_services
 from gateway.settings import Settings
 from gateway.shared_metrics import MetricsFolder
-
-logger = logging.getLogger(__name__)
+from gateway.turns import Turn
 
 
 class Gateway(Starlette):
@@ -61,16 +59,10 @@ class Gateway(Starlette):
                 await send_whole(send, _failure(self.state.services))
             raise
 
-    def at_once(self, scope: Scope, body: bytes) -> Whole | None:
-        """The answer of a request whose body is there, where there is nothing to wait for; None: call the app."""
+    def begin(self, scope: Scope, body: bytes) -> Turn | None:
+        """A request whose body is there, where it may be answered without a task; None: call the app."""
         endpoint = self._models.get(scope["path"]) if scope["method"] == "POST" else None
-        if endpoint is None:
-            return None
-        try:
-            return endpoint.at_once(scope, body)
-        except Exception:  # the border of an endpoint
-            logger.exception("a call could not be served")
-            return _failure(self.state.services)
+        return None if endpoint is None else endpoint.begin(scope, body)
 
 
 def create_app(

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 # A text of so many characters takes about a millisecond (a quarter of it in English): longer ones leave the event loop.
 LONG_CHARS = 1_500
+# Decisions on short texts that are remembered, for each policy: a megabyte or two.
+_REMEMBERED = 4_096
+_REMEMBERED_CHARS = 256
 # Of a batch, a thread does so much at a time: other calls, and the event loop, come in between.
 _WHILE_SECONDS = 2e-3
 # Reasons that come after scoring: only then does a score mean anything.
@@ -100,6 +103,9 @@ class Decider:
         policy = serving.policy
         if policy is None:
             return deferred(serving, serving.reason)
+        local = serving.decided.get((text, agreement))
+        if local is not None:
+            return of_local(local, serving)
         if len(text) > LONG_CHARS:
             return None
         started = perf_counter()
@@ -110,6 +116,7 @@ class Decider:
         if local is None:
             return None
         self._metrics.decision_seconds.observe(perf_counter() - started)
+        _remember(serving, text, agreement, local)
         return of_local(local, serving)
 
     def decide_here(
@@ -184,6 +191,7 @@ class Decider:
             except Exception as error:  # noqa: BLE001 - the border of local scoring: any fault ends in a forward
                 return self._failed(serving, error)
         self._metrics.decision_seconds.observe(perf_counter() - started)
+        _remember(serving, text, agreement, local)
         return of_local(local, serving)
 
     async def _slowly(self, policy: Policy, text: str, agreement: float | None) -> LocalDecision:
@@ -204,6 +212,14 @@ class Decider:
         # One line, and no message: a fault may come with every call and may quote its text.
         logger.error("local scoring failed (%s); the call is deferred", type(error).__name__)
         return deferred(serving, Reason.ERROR)
+
+
+def _remember(serving: Serving, text: str, agreement: float | None, local: LocalDecision) -> None:
+    if len(text) > _REMEMBERED_CHARS:
+        return
+    if len(serving.decided) >= _REMEMBERED:
+        serving.decided.clear()  # what is frequent is soon back
+    serving.decided[text, agreement] = local
 
 
 def _for_a_while(policy: Policy, rows: Sequence[Value], agreement: float | None) -> list[_Said]:

@@ -12,7 +12,7 @@ from gateway.control import NO_CONTROL, Control
 from gateway.relay import Client
 
 BEGUN = "tracer.begun"
-"""Where a scope has the exchange of a request that an endpoint has begun to serve (see `ModelEndpoint.at_once`)."""
+"""Where a scope has the exchange of a request that an endpoint has begun to serve (see `ModelEndpoint.begin`)."""
 
 
 async def _nothing() -> Message:

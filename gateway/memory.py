@@ -5,12 +5,17 @@ import gc
 
 _M_MMAP_THRESHOLD = -3
 _APART = 262_144
+_YOUNG = 10_000  # new containers between two collections; 700 where nobody says otherwise
 
 
 def settle() -> None:
-    """What exists now is taken to stay: no collection looks at it again while a call waits."""
+    """What exists now is taken to stay: no collection looks at it again while a call waits.
+
+    And fewer collections from now on: a call leaves next to nothing that only they could find.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_YOUNG, *gc.get_threshold()[1:])
     give_back()
 
 

@@ -6,10 +6,10 @@ may take. Trailers are dropped: merged into the headers, they could say what nob
 """
 
 import asyncio
-import functools
 import urllib.parse
 from collections.abc import Callable
 from enum import Enum
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import httptools
@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from gateway.asgi import LOCAL_HEADERS, ON_LEAVE, Whole
 from gateway.encoding import JSON
 from gateway.errors import AnswerableError, HeadTooLarge, InvalidHttp, RequestTimeout
+from gateway.turns import Turn, Turns
 
 HEAD_BYTES = 65_536
 # A chunk of one byte takes six bytes on the wire.
@@ -109,7 +110,11 @@ class _Cycle(RequestResponseCycle):
         if self.expected_content_length:
             raise RuntimeError("the answer is shorter than its content-length")
         self.response_complete = True
+        # It holds this cycle, which holds the scope: let go, both are gone at once.
+        self.scope.pop(ON_LEAVE, None)  # type: ignore[misc]
         self.message_event.set()
+        # A ring: with it, body and all, this call would stay until the collector comes.
+        self.scope.pop(ON_LEAVE, None)  # type: ignore[misc]
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
@@ -139,12 +144,14 @@ class _Cycle(RequestResponseCycle):
 class GuardedProtocol(HttpToolsProtocol):
     """One connection.
 
-    `request_timeout` bounds a whole head, and the wait between two pieces of a body, in seconds. `at_once` may answer a
-    request that has come whole; None from it is a request for the application, in a task of its own.
+    `request_timeout` bounds a whole head, and the wait between two pieces of a body, in seconds. `begin` reads a
+    request that has come whole; what it returns takes its turn among `turns`, what it does not is the application's, in
+    a task of its own.
     """
 
     request_timeout: float = 60.0
-    at_once: Callable[[Scope, bytes], Whole | None] | None = None
+    begin: Callable[[Scope, bytes], Turn | None] | None = None
+    turns = Turns()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected: its first request is due."""
@@ -273,11 +280,18 @@ class GuardedProtocol(HttpToolsProtocol):
     def _start(self, cycle: _Cycle) -> None:
         self._fresh = None
         waits = cycle.more_body or cycle.waiting_for_100_continue or self.flow.write_paused or self.access_log
-        at_once = None if waits else self.at_once
-        answer = None if at_once is None else at_once(cast("Scope", cycle.scope), bytes(cycle.body))
+        begin = None if waits else self.begin
+        turn = None if begin is None else begin(cast("Scope", cycle.scope), bytes(cycle.body))
+        if turn is None:
+            self._start_asgi_task(cycle, self.app)
+            return
+        self._answered = cycle
+        self.turns.take(self.loop, turn, partial(self._finish, cycle))
+
+    def _finish(self, cycle: _Cycle, answer: Whole | None) -> None:
         if answer is None:
             self._start_asgi_task(cycle, self.app)
-        else:
+        elif not cycle.disconnected:
             cycle.answer(answer)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -390,7 +404,7 @@ def _too_large() -> HeadTooLarge:
     return HeadTooLarge(f"The request's head is larger than {HEAD_BYTES} bytes.")
 
 
-@functools.lru_cache(_PATHS)
+@lru_cache(_PATHS)
 def _path(url: bytes) -> tuple[str, bytes, bytes]:
     """The path, decoded and as it came, and the query of a request's URL. Raises HttpParserInvalidURLError."""
     parsed = httptools.parse_url(url)

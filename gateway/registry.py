@@ -7,7 +7,7 @@ brings the project back to observing.
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.memory import give_back
@@ -16,9 +16,11 @@ from gateway.settings import Settings
 from policies.artifact import MANIFEST
 from policies.errors import ArtifactError, PolicyMissing
 from policies.policy import Policy
-from policies.types import Reason
+from policies.types import LocalDecision, Reason
 
 logger = logging.getLogger(__name__)
+
+Decided = dict[tuple[str, float | None], LocalDecision]
 
 # What tells one manifest.json from the next without reading it: (mtime_ns, inode, size).
 _Mark = tuple[int, int, int]
@@ -28,12 +30,14 @@ _Mark = tuple[int, int, int]
 class Serving:
     """What a project serves at one moment. Replaced whole, so a call sees one policy from its start to its end.
 
-    Where `policy` is None, `reason` says why every call is deferred.
+    Where `policy` is None, `reason` says why every call is deferred. `decided` is what the policy has said of short
+    texts: it says the same of them every time, and customers say the same things (see `Decider.decide_quickly`).
     """
 
     policy: Policy | None
     reason: Reason = Reason.NO_POLICY
     detail: str = ""
+    decided: Decided = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def version(self) -> str | None:

@@ -69,13 +69,14 @@ class Client:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.send = send
         self._receive = receive
-        self._upload = _Upload()
+        self._uploaded: _Upload | None = None
         # Our own server calls back when a client leaves; any other has to be asked all the time.
         self._on_leave = scope.get(ON_LEAVE)
 
     async def upload(self) -> AsyncIterator[bytes]:
         """The request body as it comes; only inside `watched`."""
-        while piece := await self._upload.take():
+        upload = self._upload()
+        while piece := await upload.take():
             yield piece
 
     def watched(self, *, uploading: bool) -> "_Watch":
@@ -88,7 +89,12 @@ class Client:
     async def until_gone(self) -> None:
         """Take what the client sends until it goes away."""
         while (message := await self._receive())["type"] != "http.disconnect":
-            await self._upload.put(message.get("body", b""), last=not message.get("more_body", False))
+            await self._upload().put(message.get("body", b""), last=not message.get("more_body", False))
+
+    def _upload(self) -> "_Upload":
+        if self._uploaded is None:
+            self._uploaded = _Upload()
+        return self._uploaded
 
 
 class _Watch:

@@ -14,6 +14,7 @@ from gateway.place import CANNOT_START
 from gateway.protocol import GuardedProtocol
 from gateway.services import Services
 from gateway.settings import ServerSettings, Settings
+from gateway.turns import Turns
 
 _ACCESS = {
     "keys": "keys of {0.keys_file}",
@@ -38,7 +39,8 @@ def server_config(gateway: Gateway, settings: ServerSettings) -> uvicorn.Config:
 
     class Protocol(GuardedProtocol):
         request_timeout = settings.request_timeout
-        at_once = staticmethod(gateway.at_once)
+        begin = staticmethod(gateway.begin)
+        turns = Turns()
 
     return uvicorn.Config(
         gateway,

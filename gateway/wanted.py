@@ -7,9 +7,9 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import import_module
 from typing import Any
 
-import jsonschema_rs
 import orjson
 
 from gateway.effort import PATTERN_BYTES, affordable
@@ -133,13 +133,15 @@ def _fit(text: str, encoded: bytes) -> bool:
         return False
     if not encoded:
         return True
+    # By name, with the first schema: 3 MB that most gateways never need.
+    jsonschema_rs = import_module("jsonschema_rs")
     try:
         # The client wrote the schema: nothing is fetched for it, its patterns run in linear time, its size is bounded.
         schema = orjson.loads(encoded)
         if not affordable(schema):
             return False
         patterns = jsonschema_rs.RegexOptions(size_limit=PATTERN_BYTES)
-        return jsonschema_rs.validator_for(schema, offline=True, pattern_options=patterns).is_valid(value)
+        return bool(jsonschema_rs.validator_for(schema, offline=True, pattern_options=patterns).is_valid(value))
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError, RecursionError):
         return False
 

@@ -69,7 +69,7 @@ class TextEncoder:
             raise ValueError(f"not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._words = word_cache(self._tokenizer, tokenizer_json)
+        self._words = word_cache(self._tokenizer)
         # A private name, and not every kind of model has it.
         if resize := getattr(self._tokenizer.model, "_resize_cache", None):
             resize(_REMEMBERED)

@@ -8,10 +8,13 @@ from typing import Any
 
 import orjson
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 # Some 250 bytes a word. When there are more, all are forgotten: what is frequent is soon back.
 _MOST_WORDS = 16_384
 _LONGEST = 32
+# Longer texts are for the tokenizer, which lets other threads run meanwhile.
+_LONGEST_TEXT = 1_500
 
 
 class WordCache:
@@ -24,7 +27,9 @@ class WordCache:
         self._ids: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int] | None:
-        """Token ids of a text; None where they depend on more than its words."""
+        """Token ids of a text; None where they depend on more than its words, and for a long one."""
+        if len(text) > _LONGEST_TEXT:
+            return None
         words = text.split(" ")
         ids: list[int] = []
         try:
@@ -58,34 +63,38 @@ class WordCache:
         self._ids[word] = ids
 
 
-def word_cache(tokenizer: Tokenizer, tokenizer_json: bytes) -> WordCache | None:
-    """A cache for this tokenizer, whose file is `tokenizer_json`; None unless it reads words apart."""
-    found = orjson.loads(tokenizer_json)
-    mark = _mark(found.get("normalizer"))
-    if mark is None or found.get("pre_tokenizer") is not None or not _merges_within_words(found.get("model"), mark):
+def word_cache(tokenizer: Tokenizer) -> WordCache | None:
+    """A cache for this tokenizer; None unless it reads words apart."""
+    mark = _mark(tokenizer.normalizer)
+    if mark is None or tokenizer.pre_tokenizer is not None or not _merges_within_words(tokenizer, mark):
         return None
-    added = found.get("added_tokens") or []
-    if any(token.get("normalized", True) or " " in token["content"] for token in added):
+    added = tokenizer.get_added_tokens_decoder().values()
+    if any(token.normalized or " " in token.content for token in added):
         return None
-    return WordCache(tokenizer, mark, [token["content"] for token in added])
+    return WordCache(tokenizer, mark, [token.content for token in added])
 
 
 def _mark(normalizer: Any) -> str | None:
     """The character that stands for each space and is put in front of a text, where that is all that is done to it."""
-    steps = normalizer.get("normalizers") if isinstance(normalizer, dict) else None
-    match steps:
-        case [
-            {"type": "Prepend", "prepend": str(front)},
-            {"type": "Replace", "pattern": {"String": " "}, "content": str(mark)},
-        ] if front == mark and len(mark) == 1:
+    # What pickle would ask for: as it stands in tokenizer.json.
+    match None if normalizer is None else orjson.loads(normalizer.__getstate__()):
+        case {
+            "normalizers": [
+                {"type": "Prepend", "prepend": str(front)},
+                {"type": "Replace", "pattern": {"String": " "}, "content": str(mark)},
+            ]
+        } if front == mark and len(mark) == 1:
             return mark
     return None
 
 
-def _merges_within_words(model: Any, mark: str) -> bool:
-    if not isinstance(model, dict) or model.get("type") != "BPE" or mark not in model["vocab"]:
+def _merges_within_words(tokenizer: Tokenizer, mark: str) -> bool:
+    model = tokenizer.model
+    if not isinstance(model, BPE) or tokenizer.token_to_id(mark) is None:
         return False
     # They would tell a word's end, or make the tokens a matter of chance.
-    if any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")):
+    if model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix:
         return False
-    return not any(mark in token.lstrip(mark) for token in model["vocab"])
+    # One by one: the whole vocabulary as Python's objects, or the file read, would leave 10 MB of holes behind.
+    tokens = map(tokenizer.id_to_token, range(tokenizer.get_vocab_size(with_added_tokens=True)))
+    return not any(mark in token.lstrip(mark) for token in tokens if token is not None)

@@ -319,8 +319,8 @@ def test_a_bar_without_its_rows_is_neither_met_nor_missed() -> None:
 
 def test_two_workers_are_judged_only_where_the_load_leaves_them_a_core_each() -> None:
     """On two cores the figure is shown and decides nothing."""
-    bar = next(bar for bar in verdict.BARS if bar.row == "handled-2")
-    rows = {"handled-2": _measured(1, 100), "handled": _measured(1, 100)}
+    bar = next(bar for bar in verdict.BARS if bar.row == "new-2")
+    rows = {"new-2": _measured(1, 100), "new": _measured(1, 100)}
     shared, own = verdict.judge(bar, rows, cores=2), verdict.judge(bar, rows, cores=4)
     assert (shared.value, shared.missed, shared.why) == (1.0, False, "not decided on 2 cores")
     assert own.missed
@@ -334,7 +334,7 @@ def test_the_table_of_peers_has_a_line_for_each_row_and_says_what_failed() -> No
     options = {"rounds": 5, "seconds": 3, "slow_rounds": 2, "slow_seconds": 9, "cores": "cores left to the system"}
     runs = [{"id": 1, "stamp": stamp, "options": options, "versions": {"wrk": "4.1.0", "node": None}}]
     text = verdict.render({"runs": runs, "rows": rows, "absent": {"portkey": "node is missing"}}, peers.TITLES)
-    assert "| **ours, handled** | 0.080 / 1.2 | 20,000 | 50 | 90 / 80 |" in text
+    assert "| **ours, handled**: texts seen before | 0.080 / 1.2 | 20,000 | 50 | 90 / 80 |" in text
     assert "| empty Starlette app on uvicorn (!) | 0.080 / 100 | 20,000 | 50 | 90 / 80 |" in text
     assert "- (!) empty Starlette app on uvicorn: 1,000 status errors of wrk (32 connections)" in text
     assert "not measured: Portkey gateway" in text

@@ -16,7 +16,7 @@ from gateway.asgi import LOCAL_HEADERS, RELAYED_HEADERS, Whole, new_id, send_who
 from gateway.control import Control, Mode
 from gateway.decide import Decision, Lane, Watched, deferred
 from gateway.endpoints.passthrough import Relaying
-from gateway.errors import AnswerableError, InvalidRequest, KeptLocal, ModelNotAllowed
+from gateway.errors import AnswerableError, InternalError, InvalidRequest, KeptLocal, ModelNotAllowed
 from gateway.exchange import BEGUN, Exchange
 from gateway.large import AT_ONCE
 from gateway.learn import Forwarded, learn
@@ -100,11 +100,8 @@ class ModelEndpoint(Relaying):
     def answer(self, call: LocalCall, reply: Answer) -> tuple[bytes, bytes]:
         """The content type and the body that carry `reply`, the answer of a handled call."""
 
-    def at_once(self, scope: Scope, raw: bytes) -> Whole | None:
-        """The answer of a call that can be answered without waiting for anything; the server then needs no task.
-
-        None where it cannot: what has been found out so far stays in the scope, for the task that goes on with it.
-        """
+    def begin(self, scope: Scope, raw: bytes) -> "ModelTurn | None":
+        """Read a request whose body is there; None where it surely takes a task to answer it."""
         started = perf_counter()
         exchange = Exchange(scope, LOCAL_HEADERS)
         try:
@@ -112,20 +109,34 @@ class ModelEndpoint(Relaying):
             scope[BEGUN] = exchange
             if self.waits or exchange.encoded or len(raw) > min(self.body_limit, AT_ONCE):
                 return None
-            begun = exchange.begun = _Begun(
-                raw, started, self._call(exchange, raw, self._read(raw, exchange.control.project))
-            )
-            if begun.call is None:
-                return None
-            decision = begun.decision = self._decide_quickly(begun.call)
-            if decision is None or decision.label is None or begun.call.reply is None or decision.lane is Lane.NONE:
-                return None
-            if _wants_arguments(begun.call.reply):
-                return None
-            answer = self._answered(exchange, begun.call, decision, begun.call.reply)
+            call = self._call(exchange, raw, self._read(raw, exchange.control.project))
         except AnswerableError as error:
-            return self.refused(exchange, error)
-        self.took(decision.lane, perf_counter() - started)
+            return ModelTurn(self, exchange, error)
+        except Exception:  # noqa: BLE001 - the border of an endpoint
+            return ModelTurn(self, exchange, self.failed())
+        exchange.begun = _Begun(raw, started, call)
+        return None if call is None else ModelTurn(self, exchange)
+
+    def failed(self) -> InternalError:
+        """Log and count the fault that is being handled; the error that tells the client."""
+        logger.exception("a call could not be served")
+        self.metrics.internal_errors.labels("endpoint").inc()
+        return InternalError("The gateway failed to answer.")
+
+    def decide_begun(self, exchange: Exchange) -> None:
+        """Decide on a call that has begun, where that takes microseconds."""
+        begun: _Begun = exchange.begun
+        if begun.call is not None:
+            begun.decision = self._decide_quickly(begun.call)
+
+    def answer_begun(self, exchange: Exchange) -> Whole | None:
+        """The answer of a call that has been decided on; None where it takes a task."""
+        begun: _Begun = exchange.begun
+        call, decision = begun.call, begun.decision
+        if call is None or decision is None or call.reply is None or _wants_arguments(call.reply):
+            return None
+        answer = self._answered(exchange, call, decision, call.reply)
+        self.took(decision.lane, perf_counter() - begun.started)
         return answer
 
     async def serve(self, exchange: Exchange) -> None:
@@ -317,6 +328,39 @@ class ModelEndpoint(Relaying):
         )
         self.services.access.learned(outcome.upstream, exchange.caller, outcome.status)
         return outcome
+
+
+class ModelTurn:
+    """A request of an endpoint that is answered without a task (see `gateway.turns`)."""
+
+    __slots__ = ("_endpoint", "_error", "_exchange")
+
+    def __init__(self, endpoint: "ModelEndpoint", exchange: Exchange, error: AnswerableError | None = None) -> None:
+        """`error`: it is refused."""
+        self._endpoint, self._exchange, self._error = endpoint, exchange, error
+
+    def decide(self) -> None:
+        """Decide on it, where that takes microseconds."""
+        if self._error is None:
+            try:
+                self._endpoint.decide_begun(self._exchange)
+            except Exception:  # noqa: BLE001 - the border of an endpoint
+                self._error = self._endpoint.failed()
+
+    def answer(self) -> Whole | None:
+        """Its answer, or None: what has been found out stays in the scope, for the task that goes on with it."""
+        exchange, answer = self._exchange, None
+        if self._error is None:
+            try:
+                answer = self._endpoint.answer_begun(exchange)
+            except Exception:  # noqa: BLE001 - the border of an endpoint
+                self._error = self._endpoint.failed()
+        if self._error is not None:
+            answer = self._endpoint.refused(exchange, self._error)
+        if answer is not None:
+            # The two hold each other: let go, they are gone at once, and not when the collector next looks.
+            exchange.scope.pop(BEGUN, None)
+        return answer
 
 
 def _wants_arguments(reply: Answer) -> bool:

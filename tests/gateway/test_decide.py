@@ -100,3 +100,40 @@ def test_probabilities_need_the_encoder_only_where_the_decision_did(
     assert asyncio.run(play()) == expected
     assert len(threads) == 1
     assert threads[0] != threading.get_ident()
+
+
+def test_what_has_been_said_of_a_short_text_is_remembered(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By text and by the agreement that is asked for, and only for as long as the policy is served."""
+    decider, serving = Decider(ServerSettings(), Metrics()), Serving(policy)
+    text = next(text for text in _split(policy)[0] if policy.decide(text).handled)
+    plain, strict = decider.decide_quickly(serving, text), decider.decide_quickly(serving, text, 1.0)
+    assert plain is not None
+    assert strict is not None
+    assert (plain.reason, strict.reason) == (None, Reason.MIN_AGREEMENT)
+    asked: list[str] = []
+    monkeypatch.setattr(Policy, "decide_quickly", lambda _, text, __: asked.append(text))
+    assert decider.decide_quickly(serving, text) == plain
+    assert decider.decide_quickly(serving, text, 1.0) == strict
+    assert asked == []
+    assert decider.decide_quickly(Serving(policy), text) is None
+    assert asked == [text]
+
+
+def test_what_an_encoder_has_said_is_remembered_too(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took milliseconds; the next time it takes none."""
+    decider, serving = Decider(ServerSettings(), Metrics()), Serving(policy)
+    text = _split(policy)[1][0]
+    found = asyncio.run(decider.decide(serving, text))
+    monkeypatch.setattr(TransformerEncoder, "encode", None)
+    assert decider.decide_quickly(serving, text) == found
+
+
+def test_what_is_remembered_is_bounded(policy_folder: Path) -> None:
+    """In number and in length."""
+    decider, serving = Decider(ServerSettings(), Metrics()), Serving(Policy.load(policy_folder))
+    for number in range(10_000):
+        decider.decide_quickly(serving, f"text {number}")
+    assert 0 < len(serving.decided) <= 4_096
+    serving.decided.clear()
+    decider.decide_quickly(serving, "word " * 60)
+    assert serving.decided == {}

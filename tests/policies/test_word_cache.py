@@ -17,6 +17,7 @@ _JSON = load_static_table().tokenizer_json
 # Words and what stands between them, with all that could join or part them: the mark itself, added tokens, odd spaces.
 _PIECES = [*"abcdefghijklmnopqrstuvwxyz", "é", "ß", "🦀", "Σ", "İ", "不", "\x00", "?", "<0x41>"]
 _PIECES += [" "] * 12 + ["  ", "▁", "\n", "\t", "\u00a0", "\u2028", "<s>", "</s>", "<unk>"]
+_ADDED = {"id": 32_000, "single_word": False, "lstrip": False, "rstrip": False, "special": False}
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def tokenizer() -> Tokenizer:
 
 
 def _cache(tokenizer: Tokenizer) -> WordCache:
-    found = word_cache(tokenizer, _JSON)
+    found = word_cache(tokenizer)
     assert found is not None
     return found
 
@@ -43,9 +44,9 @@ def test_texts_have_the_same_tokens_word_by_word(tokenizer: Tokenizer) -> None:
         assert encoder.encode(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n", "a  b", " a", "a ", "a▁ b", "▁", "<s> a", "a</s>b c"])
+@pytest.mark.parametrize("text", ["", " ", "\n", "a  b", " a", "a ", "a▁ b", "▁", "<s> a", "a</s>b c", "a" * 1_501])
 def test_what_depends_on_more_than_words_is_left_to_the_tokenizer(tokenizer: Tokenizer, text: str) -> None:
-    """Two spaces, a mark in the text and added tokens join or part what words alone do not tell."""
+    """Two spaces, a mark in the text and added tokens join or part what words alone do not tell; and a long text."""
     assert _cache(tokenizer).encode(text) is None
 
 
@@ -63,6 +64,10 @@ def _changed(**changes: object) -> bytes:
     found = orjson.loads(_JSON)
     model = {key: value for key, value in changes.items() if key in found["model"]}
     found["model"] |= model
+    if "vocab" in changes:
+        # Pairs of tokens that there are not make no tokenizer.
+        found["model"] |= {"merges": [], "unk_token": None}
+        found["added_tokens"] = []
     return orjson.dumps(found | {key: value for key, value in changes.items() if key not in model})
 
 
@@ -74,15 +79,16 @@ def _changed(**changes: object) -> bytes:
         {"pre_tokenizer": {"type": "WhitespaceSplit"}},
         {"dropout": 0.1},
         {"end_of_word_suffix": "</w>"},
-        {"added_tokens": [{"id": 3, "content": "new york", "normalized": False}]},
-        {"added_tokens": [{"id": 3, "content": "paris", "normalized": True}]},
+        {"added_tokens": [_ADDED | {"content": "new york", "normalized": False}]},
+        {"added_tokens": [_ADDED | {"content": "paris", "normalized": True}]},
         {"vocab": {"▁": 0, "a": 1, "a▁b": 2}},
         {"vocab": {"a": 0}},
     ],
 )
 def test_a_tokenizer_that_reads_beyond_words_has_no_cache(tokenizer: Tokenizer, changes: dict[str, object]) -> None:
     """Another normaliser, steps that see more than a word, tokens across words, or added ones that do."""
-    assert word_cache(tokenizer, _changed(**changes)) is None
+    assert word_cache(tokenizer) is not None
+    assert word_cache(Tokenizer.from_buffer(_changed(**changes))) is None
 
 
 def test_another_tokenizer_reads_whole_texts() -> None:
