@@ -1,5 +1,7 @@
 """The benches' command lines, tables and made-up data, on values small enough to check by eye; no bench is run."""
 
+import asyncio
+import contextlib
 import json
 import random
 from collections import Counter
@@ -9,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import calibration, frontier, loads, peers, scale, servers, stream, verdict, wrk
+from bench import calibration, caller, frontier, load, load_tables, loads, peers, scale, servers, stream, verdict, wrk
+from gateway.demo import processes
 from policies.policy import Policy
 from policies.types import Trace
 from tests.traces_maker import make_traces
@@ -407,3 +410,137 @@ def test_resume_keeps_rows_of_older_runs_and_forgets_runs_without_rows(tmp_path:
     rest = peers.parse(["--rows", "empty", "--peer-env", str(tmp_path)])
     peers.open_run(result, rest.rows, {}, rest, loads.Cores())
     assert [run["id"] for run in result["runs"]] == [2, 3]
+
+
+# -- load --------------------------------------------------------------------------------------------------------------
+
+
+def _kind(p99: float | None, errors: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = {"calls": 1_000, "put_off": 0, "errors": errors, "own_p99_ms": 0.5}
+    if errors:
+        found["first_error"] = "HTTP/1.1 502 Bad Gateway"
+    return found if p99 is None else found | {"p50_ms": 1.0, "p99_ms": p99, "max_ms": 2 * p99}
+
+
+def _mixed(alone: float | None, beside: float, errors: int = 0) -> dict[str, Any]:
+    rows = {
+        load_tables.ALONE: {"handled": _kind(alone)},
+        load_tables.BESIDE: {"handled": _kind(beside), "streamed": _kind(50.0, errors)},
+    }
+    rounds = {condition: [row, row] for condition, row in rows.items()}
+    busy = {load_tables.ALONE: {"gateway": 0.5, "caller": 0.1}}
+    return {"rows": rows, "rounds": rounds, "refits": {load_tables.BESIDE: 3}, "busy": busy}
+
+
+@pytest.mark.parametrize(
+    "argv", [["--scenarios", "mixed,mixture"], ["--rounds", "0"], ["--rate", "0"], ["--calls", "99999"]]
+)
+def test_load_refuses_what_it_does_not_know(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unknown scenarios and numbers that mean nothing end in one line on stderr."""
+    monkeypatch.setattr(load, "SET", tmp_path)
+    monkeypatch.setattr(load, "MODEL", tmp_path)
+    assert load.parse([]).scenarios == ["mixed", "transformer", "memory"]
+    with pytest.raises(SystemExit) as raised:
+        load.parse(argv)
+    assert raised.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_load_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model where the cascade is to be measured, the data set always."""
+    monkeypatch.setattr(load, "SET", tmp_path)
+    monkeypatch.setattr(load, "MODEL", tmp_path / "missing")
+    assert load.parse(["--scenarios", "memory"]).scenarios == ["memory"]
+    with pytest.raises(SystemExit):
+        load.parse([])
+    assert "TRACER_MODELS" in capsys.readouterr().err
+    monkeypatch.setattr(load, "SET", tmp_path / "missing")
+    with pytest.raises(SystemExit):
+        load.parse(["--scenarios", "memory"])
+    assert "TRACER_DATA" in capsys.readouterr().err
+
+
+def test_a_refit_may_double_the_p99_of_handled_calls() -> None:
+    """More, an error of any call, or no answer at all misses the bar."""
+    assert load_tables.mixed_missed(_mixed(3.0, 6.0)) == []
+    assert load_tables.mixed_missed(_mixed(3.0, 6.3)) == [
+        "handled p99 beside a refit is 2.1x that of alone, more than 2x"
+    ]
+    (missed,) = load_tables.mixed_missed(_mixed(3.0, 3.0, errors=2))
+    assert missed == "2 errors of streamed calls beside a refit (the first: HTTP/1.1 502 Bad Gateway)"
+    assert load_tables.mixed_missed(_mixed(None, 3.0)) == ["no handled call was answered"]
+    table = load_tables.mixed_table(_mixed(3.0, 6.0))
+    assert "| alone | handled | 1,000 | 1.00 | 3.00 | 3.0 - 3.0 - 3.0 | 0.50 | 0 |" in table
+    assert "come to their end: 3 a refit. Cores busy, alone: gateway 0.50, caller 0.10." in table.replace(
+        "came", "come"
+    )
+
+
+def test_a_cascade_has_fifteen_milliseconds() -> None:
+    """At p99; what was deferred as busy is told, and no error."""
+    found = {"row": _kind(15.0) | {"put_off": 7}, "needing": 0.3}
+    assert load_tables.transformer_missed(found) == []
+    assert "| 1,000 | 30% | 1.00 | 15.00 | 0.50 | 7 | 0 |" in load_tables.transformer_table(found)
+    slow = {"row": _kind(15.2, errors=1), "needing": 0.3}
+    assert len(load_tables.transformer_missed(slow)) == 2
+    assert load_tables.transformer_missed({"row": _kind(None), "needing": 0.3}) == ["no call was handled"]
+    assert load_tables.verdict([]) == "Met."
+    assert load_tables.verdict(["a", "b"]) == "**Missed**: a; b."
+
+
+def test_memory_stays_small_and_flat() -> None:
+    """From the first 100,000 calls on; JSON makes texts of the numbers of calls."""
+    points = {0: 90.0, 10_000: 140.0, **{100_000 * i: 147.0 + 0.3 * i for i in range(1, 11)}}
+    memory = {calls: {"rss": mb, "own": mb / 2} for calls, mb in points.items()}
+    found = {"memory_mb": memory, "errors": 0, "first_error": None, "seconds": 500.0}
+    assert load_tables.memory_missed(json.loads(json.dumps(found))) == []
+    table = load_tables.memory_table(found)
+    assert "| 10,000 | 140.0 | 70.0 |" in table
+    assert "2,000 calls a second, 0 errors." in table
+    memory[1_000_000] = {"rss": 151.0, "own": 80.0}
+    assert load_tables.memory_missed(found) == [
+        "RSS is up to 151 MB, more than 150 MB",
+        "RSS grows by 3.7 MB from 100,000 calls on, more than 3 MB",
+    ]
+
+
+def test_an_answer_is_read_to_its_end() -> None:
+    """By its length, or by its last chunk; a stream must have said that it is done."""
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+    assert [caller.is_whole(whole[:cut]) for cut in (10, len(whole) - 1, len(whole))] == [False, False, True]
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    assert not caller.is_whole(head + b"5\r\nhello\r\n")
+    broken, done = head + b"5\r\nhello\r\n0\r\n\r\n", head + b"c\r\ndata: [DONE]\r\n0\r\n\r\n"
+    assert caller.is_whole(broken)
+    assert (caller.fault(broken), caller.fault(done)) == ("a stream without its end", None)
+    assert caller.fault(b"HTTP/1.1 429 Too Many Requests\r\n\r\n") == "HTTP/1.1 429 Too Many Requests"
+
+
+def test_calls_are_made_when_they_are_due() -> None:
+    """A server that takes long makes them late, and loses none; what another lane answers is told apart."""
+
+    async def run() -> dict[str, caller.Seen]:
+        port = processes.free_port()
+        server = asyncio.create_task(caller.serve(port, 0.05, 2))
+        await asyncio.sleep(0.1)
+        lines = await caller.connect(port, 2)
+        body = b'{"stream": true}'
+        request = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        # 40 a second over two connections that manage 10 each.
+        seen = await caller.open_loop([caller.Load(caller.STREAMED, 40, lines, [request])], 0.5)
+        assert await caller.closed_loop(lines, lambda _: b"GET / HTTP/1.1\r\n\r\n", 10) == []
+        for line in lines:
+            line.close()
+        await asyncio.sleep(0.1)
+        server.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await server
+        return seen
+
+    (seen,) = asyncio.run(run()).values()
+    assert (seen.late, seen.errors) == ([], [])  # the upstream says nothing of lanes
+    assert 10 <= seen.put_off <= 30
