@@ -1,8 +1,10 @@
 """The HTTP/1.1 protocol under the gateway, with an application that answers as it is told."""
 
 import contextlib
+import gc
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
+from gateway.cycle import Cycle
 from gateway.protocol import GuardedProtocol
 
 REQUEST = b"POST /any HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi"
@@ -21,9 +24,11 @@ class _App:
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self.raised: list[Exception] = []
+        self.calls = 0
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         await receive()
+        self.calls += 1
         try:
             for message in self.messages:
                 await send(message)
@@ -138,3 +143,53 @@ def test_requests_on_one_connection_are_answered_one_by_one(app: _App, port: int
         while piece := connection.recv(65_536):
             received += piece
     assert received.count(b"hello") == 100
+
+
+def test_without_a_length_an_old_clients_answer_ends_with_its_connection(app: _App, port: int) -> None:
+    """HTTP/1.0 knows no chunks."""
+    app.messages = [_start(), _body(b"hel", more=True), _body(b"lo")]
+    received = _ask(
+        port, REQUEST.replace(b"HTTP/1.1", b"HTTP/1.0").replace(b"Host:", b"Connection: keep-alive\r\nHost:")
+    )
+    assert received.endswith(b"\r\n\r\nhello")
+    assert b"transfer-encoding" not in received
+
+
+def test_a_client_that_asks_and_never_reads_is_not_read_from(app: _App, port: int) -> None:
+    """However many requests it sends: what it does not take is not made for it."""
+    app.messages = [_start((b"content-length", b"100000"), whole=True), _body(b"x" * 100_000)]
+    taken = app.calls
+    with contextlib.closing(socket.create_connection(("127.0.0.1", port), timeout=1)) as connection:
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < 50_000_000:
+                sent += connection.send(REQUEST * 1_000)
+    assert sent < 20_000_000
+    assert app.calls - taken < 1_000
+
+
+def test_a_body_is_let_go_with_its_answer(port: int) -> None:
+    """A connection that stays open behind it costs what one costs that has sent nothing."""
+    with contextlib.ExitStack() as stack:
+        body = b"x" * 50_000
+        request = b"POST /any HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        for _ in range(20):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            connection.sendall(request)
+            assert connection.recv(65_536)
+        held = [cycle for cycle in gc.get_objects() if isinstance(cycle, Cycle) and len(cycle.body) > 1_000]
+        assert held == []
+
+
+def test_a_closed_connection_leaves_nothing_for_the_collector(port: int) -> None:
+    """Neither it nor its requests."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            _ask(port)
+        time.sleep(0.2)
+        left = [each for each in gc.get_objects() if isinstance(each, GuardedProtocol)]
+        assert len(left) < 5
+    finally:
+        gc.enable()
