@@ -16,6 +16,9 @@ from gateway.services import Services
 from gateway.settings import ServerSettings, Settings
 from gateway.turns import Turns
 
+# For so long at most the interpreter's lock is another thread's (that writes traces, or scores) while the event loop
+# wants it; ten times as long where nobody says otherwise.
+_GIL_SECONDS = 0.0005
 _ACCESS = {
     "keys": "keys of {0.keys_file}",
     "passthrough": "the upstream judges the client's own key, for {0.key_seconds:g} seconds at a time",
@@ -71,6 +74,7 @@ class GatewayServer(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        sys.setswitchinterval(_GIL_SECONDS)
         keep_large_blocks_apart()
         await super().startup(sockets)
         if self.started:
