@@ -33,7 +33,7 @@ long-tests: $(VENV)/.installed
 fuzz: $(VENV)/.installed
 	$(BIN)/python bench/fuzz.py
 
-# Whether a call costs more than it did: a minute, with nothing else running.
+# Whether a call costs more than it did: seconds, with nothing else running.
 hotpath: $(VENV)/.installed
 	$(BIN)/python bench/hotpath.py --rounds 10 --compare
 

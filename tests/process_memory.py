@@ -13,6 +13,11 @@ def resident(pid: int) -> float:
     return _sum(Path(f"/proc/{pid}/smaps_rollup").read_text(), "Rss:")
 
 
+def anonymous(pid: int) -> float:
+    """Memory that is no file's: what is allocated. Code comes and goes as it is called."""
+    return _sum(Path(f"/proc/{pid}/smaps_rollup").read_text(), "Anonymous:")
+
+
 def of_mapping(pid: int, name: str) -> tuple[float, float]:
     """(resident, own share) of the mappings whose file's path contains `name`: of a page of two each has half."""
     mappings = Path(f"/proc/{pid}/smaps").read_text().split("VmFlags:")

@@ -23,8 +23,9 @@ import pytest
 import yaml
 
 from policies.policy import Policy
-from tests.fidelity.fuzzing import memory, open_files
+from tests.fidelity.fuzzing import open_files
 from tests.pacer import Pacer
+from tests.process_memory import anonymous
 from tests.raw_upstream import RawUpstream, answering, response
 from tests.serving import GatewayProcess
 
@@ -57,8 +58,8 @@ class World:
         return Pacer(self.gateway, self.text, self.label)
 
     def memory(self) -> float:
-        """Of the gateway, in MB."""
-        return memory(self.gateway.process.pid)
+        """What the gateway has allocated, in MB."""
+        return anonymous(self.gateway.process.pid)
 
     def post(self, body: bytes, path: str = "/v1/chat/completions") -> httpx.Response:
         """Send a body as it is."""
