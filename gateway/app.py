@@ -46,7 +46,7 @@ class Gateway(Starlette):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
-        endpoint = self._models.get(scope.get("path", "")) if scope.get("method") == "POST" else None
+        endpoint = self._model_of(scope)
         if endpoint is None:
             await super().__call__(scope, receive, send)
             return
@@ -61,8 +61,12 @@ class Gateway(Starlette):
 
     def begin(self, scope: Scope, body: bytes) -> Turn | None:
         """A request whose body is there, where it may be answered without a task; None: call the app."""
-        endpoint = self._models.get(scope["path"]) if scope["method"] == "POST" else None
+        endpoint = self._model_of(scope)
         return None if endpoint is None else endpoint.begin(scope, body)
+
+    def _model_of(self, scope: Scope) -> ModelEndpoint | None:
+        """The endpoint of a call of a model; None for all else, of which a lifespan has neither method nor path."""
+        return self._models.get(scope["path"]) if scope.get("method") == "POST" else None
 
 
 def create_app(
