@@ -7,6 +7,7 @@ PolicyError
 │   └── PolicyDamaged      a file is missing, altered, or of another schema version
 ├── FitError               a fit cannot start (bad settings, mismatched embeddings)
 ├── ExportError            the ONNX graph decides differently from the fitted model
+├── LifecycleError         a policy cannot be moved so
 └── StoreError             the trace store cannot be reached or refuses
 """
 
@@ -37,6 +38,10 @@ class FitError(PolicyError):
 
 class ExportError(PolicyError):
     """The exported ONNX graph decides differently from the fitted model."""
+
+
+class LifecycleError(PolicyError):
+    """A policy cannot be moved so: it is not there, was refused, or stands there already. Nothing has changed."""
 
 
 class StoreError(PolicyError):

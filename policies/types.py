@@ -19,6 +19,15 @@ class Reason(StrEnum):
     CONVERSATION = "conversation"  # the input hangs on earlier turns
     TEMPLATE = "template"  # the message is not built like those of the traces
     NO_EMBEDDING = "no_embedding"  # the policy reads embeddings and the request brought none
+    # Where the project's policy stands.
+    CANDIDATE = "candidate"  # certified on traces, and not compared with live calls yet
+    SHADOW = "shadow"  # it decides beside the teacher and has to prove itself first
+    DEMOTED = "demoted"  # evidence has stopped it
+    PAUSED = "paused"  # a person has stopped the project
+    STATE = "state"  # the store has not said yet where it stands
+    LABEL = "label"  # the answer would be a label that is withheld
+    PROMPT = "prompt"  # instructions, tools or parameters that it is not certified for
+    MODEL = "model"  # another model is asked for than it is certified for
     # Features of a request that a local answer cannot honour.
     UNKNOWN_PARAMETER = "unknown_parameter"  # one that did not exist when this was written
     UNSUPPORTED = "unsupported"  # one that steers sampling or the platform: stop, logit_bias, prediction, ...
@@ -43,7 +52,12 @@ class Reason(StrEnum):
 
 
 # Under these every call is deferred, whatever it says: what is recorded then is a fair sample of the traffic.
-FAIR_REASONS = frozenset({Reason.NO_POLICY, Reason.REFUSED, Reason.DAMAGED, Reason.NO_EMBEDDING, Reason.KEY})
+FAIR_REASONS = frozenset(
+    {
+        *(Reason.NO_POLICY, Reason.REFUSED, Reason.DAMAGED, Reason.NO_EMBEDDING, Reason.KEY),
+        *(Reason.CANDIDATE, Reason.SHADOW, Reason.DEMOTED, Reason.PAUSED, Reason.STATE, Reason.PROMPT, Reason.MODEL),
+    }
+)
 
 
 class AnswerKind(StrEnum):
