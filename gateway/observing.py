@@ -176,8 +176,8 @@ class Observer:
     def _comparison(
         self, call: Observed, policy: Policy, kind: str, label: str, base: float, detail: str = ""
     ) -> Comparison:
-        fingerprint = "" if call.prompt is None else call.prompt.fingerprint
         audit = call.audit
+        fingerprint = audit.fingerprint if audit else "" if call.prompt is None else call.prompt.fingerprint
         teacher = None if call.answer is None else policy.label_of(call.answer)
         return Comparison(
             id=self._draw.id(call.project, fingerprint, call.text, call.ts) if audit is None else audit.id,

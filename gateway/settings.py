@@ -180,6 +180,21 @@ class MatchSettings(_Frozen):
         return self
 
 
+class ProofSettings(_Frozen):
+    """How sure promotion and demotion are. `false_alarm_audits`: the mean number of audits between false alarms."""
+
+    promotion_risk: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    demotion_risk: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    false_alarm_audits: Annotated[float, Field(ge=100)] = 20_000.0
+    system_fingerprint: bool = True
+
+
+class AdminSettings(_Frozen):
+    """The admin API. `key_env` None: there is none."""
+
+    key_env: str | None = None
+
+
 class ProjectSettings(_Frozen):
     """One recurring decision."""
 
@@ -192,6 +207,8 @@ class ProjectSettings(_Frozen):
     multi_turn: Literal["defer", "last_user_message"] = "defer"
     prompt: str | None = None
     responses_default_store: Literal["answer", "forward"] = "answer"
+    promotion: Literal["shadow", "immediate", "manual"] = "shadow"
+    proof: ProofSettings = ProofSettings()
 
 
 class Settings(_Frozen):
@@ -199,6 +216,7 @@ class Settings(_Frozen):
 
     server: ServerSettings = ServerSettings()
     access: AccessSettings = AccessSettings()
+    admin: AdminSettings = AdminSettings()
     store: StoreSettings = StoreSettings()
     upstreams: Mapping[str, UpstreamSettings] = {}
     default_upstream: str | None = None
@@ -399,6 +417,8 @@ def _fields_at(location: list[str]) -> list[str]:
         "fallbacks": FallbackSettings,
         "projects": ProjectSettings,
         "match": MatchSettings,
+        "proof": ProofSettings,
+        "admin": AdminSettings,
     }
     for part in location:
         model = inside.get(part, model)
