@@ -199,7 +199,7 @@ class Metrics:
         self.disconnects = Counter("tracer_disconnects", "Clients that left before their last byte.", registry=registry)
         self.internal_errors = Counter(
             "tracer_internal_errors",
-            "Faults caught at a border: endpoint, decide, trace, policy_watch, key_watch.",
+            "Faults caught at a border: endpoint, decide, trace, policy_watch, key_watch, audit.",
             ["where"],
             registry=registry,
         )
@@ -212,6 +212,25 @@ class Metrics:
         )
         self.trace_queue = SampledGauge(
             "tracer_trace_queue", "Traces waiting for the store.", multiprocess_mode="livesum", registry=registry
+        )
+        self.audits = Counter(
+            "tracer_audits",
+            "Handled calls drawn to be asked of the teacher as well, by what became of it: agreed, disagreed, unread, "
+            "failed, expired, dropped, throttled.",
+            ["project", "result"],
+            registry=registry,
+        )
+        self.audit_usd = Counter(
+            "tracer_audit_usd",
+            "What audits cost, where the project's settings say what tokens cost.",
+            ["project"],
+            registry=registry,
+        )
+        self.audit_queue = SampledGauge(
+            "tracer_audit_queue",
+            "Audits waiting for the teacher's answer.",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
         self.forwards = SampledGauge(
             "tracer_forwards", "Calls that are with an upstream.", multiprocess_mode="livesum", registry=registry
