@@ -332,7 +332,7 @@ def _orders(state: ProjectState, before: Orders | None) -> Orders:
     family = None
     if live is not None and not live.openness and len(live.family):
         family = live.family
-        if before is not None and before.family is not None and before.family == family:
+        if before is not None and before.family is not None and before.family.to_json() == family.to_json():
             family = before.family  # which remembers what it has been asked
     return Orders(
         state.state,

@@ -1,0 +1,314 @@
+"""Prompts that are one prompt but for the values of a call: fixed text, and spans between it that vary.
+
+A template begins as one prompt, in which only dates, ids and their like may differ. Another prompt that differs from it
+in a few short places widens it: the values seen there are remembered, and once there are enough of them that look like
+values of a call, whatever looks like them may stand there.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Self
+
+from policies.prompt_spans import (
+    MARK,
+    begins_sentence,
+    end_of,
+    is_listed,
+    is_word,
+    length,
+    looks,
+    split,
+    tokens,
+)
+
+LONGEST_SPAN = 12  # tokens
+_MOST_VARYING = 0.25  # of a template's tokens
+_MOST_SPANS = 16
+_MOST_VALUES = 12  # that are remembered of a span
+# Different values after which a span varies: of names and numbers; of other words, and of what may be a label.
+_NAMES, _WORDS = 3, 8
+_SHORT = 16  # characters; a value of no more is never too long for a name
+_ALIKE = 0.6  # of the tokens; prompts with less in common are not aligned
+_TRIES = 64  # places at which the end of a span is looked for, in all
+_DEEPEST = 8
+_CONTEXT = 80
+
+
+@dataclass(slots=True)
+class Span:
+    """A place where values vary: those of a `kind`, or else `values` and, where it is `open`, what looks like them.
+
+    `strict`: it may be an item of a list of labels. `begins`: a sentence begins with it.
+    """
+
+    kind: str = ""
+    values: list[str] = field(default_factory=list)
+    strict: bool = False
+    begins: bool = False
+    open: bool = False
+    longest: int = 0
+    words: int = 0
+    looks: frozenset[str] = frozenset()
+
+    @classmethod
+    def learned(cls, values: Sequence[str], *, strict: bool, begins: bool) -> Self | None:
+        """The span that has had these values; None where they are no values of one span."""
+        last = list(dict.fromkeys(values))[-_MOST_VALUES:]
+        sizes = [length(value) for value in last]
+        found = frozenset[str]().union(*(looks(value, begins) for value in last))
+        if not sizes or not all(sizes) or max(sizes) > LONGEST_SPAN or not _similar(last, sizes, found):
+            return None
+        needed = _NAMES if found.isdisjoint("wx") and not strict else _WORDS
+        varies = len(last) >= needed and "x" not in found
+        return cls("", last, strict, begins, varies, max(map(len, last)), max(sizes), found)
+
+    def takes(self, value: str) -> bool:
+        """Whether a value may stand here."""
+        if value in self.values:
+            return True
+        if not self.open or not value or len(value) > max(2 * self.longest, _SHORT):
+            return False
+        allowed, found = self.looks | (frozenset("m") if "C" in self.looks else frozenset()), looks(value, self.begins)
+        most = self.words if "w" in found else max(2 * self.words, 2)
+        return found <= allowed and found.isdisjoint("x") and 0 < length(value) <= min(most, LONGEST_SPAN)
+
+    def ends(self, text: str, start: int, after: str) -> Iterator[int]:
+        """Where a value may end that begins at `start` and that `after` follows."""
+        if self.kind:
+            end = end_of(self.kind, text, start)
+            if end >= 0:
+                yield end
+            return
+        for value in self.values:
+            if text.startswith(value, start) and text.startswith(after, start + len(value)):
+                yield start + len(value)
+        if not self.open:
+            return
+        if not after:
+            if self.takes(text[start:]):
+                yield len(text)
+            return
+        last = start + max(2 * self.longest, _SHORT) + len(after)
+        end = text.find(after, start + 1, last)
+        while end >= 0:
+            if self.takes(text[start:end]):
+                yield end
+            end = text.find(after, end + 1, last)
+
+    def to_json(self) -> Any:
+        """The kind's name, or the values and the place."""
+        return self.kind or [self.values, "".join(c for c, said in (("s", self.strict), ("b", self.begins)) if said)]
+
+    @classmethod
+    def from_json(cls, found: Any) -> Self:
+        """What `to_json` gave. Raises ValueError for values that belong together in no prompt, TypeError."""
+        if isinstance(found, str):
+            return cls(found)
+        values, place = found
+        span = cls.learned(values, strict="s" in place, begins="b" in place)
+        if span is None:
+            raise ValueError("a span of a prompt has values that no prompt has in one place")
+        return span
+
+
+Piece = str | Span
+
+
+class Template:
+    """Text and spans in turn; between two spans there is always text."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self.pieces = list(pieces)
+        self._items: list[Piece] | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """The template of one prompt."""
+        return cls([Span(kind) if kind else piece for kind, piece in split(text)])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Template) and self.pieces == other.pieces
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def matches(self, text: str) -> bool:
+        """Whether a prompt's text is this template with values in its spans."""
+        if self.pieces and type(last := self.pieces[-1]) is str and not text.endswith(last):
+            return False
+        return self._matches(text, 0, 0, [_TRIES])
+
+    def _matches(self, text: str, index: int, at: int, tries: list[int]) -> bool:
+        while index < len(self.pieces):
+            piece = self.pieces[index]
+            index += 1
+            if not isinstance(piece, Span):
+                if not text.startswith(piece, at):
+                    return False
+                at += len(piece)
+                continue
+            after = self.pieces[index] if index < len(self.pieces) else ""
+            for end in piece.ends(text, at, after if isinstance(after, str) else ""):
+                tries[0] -= 1
+                if tries[0] < 0:
+                    return False
+                if self._matches(text, index, end, tries):
+                    return True
+            return False
+        return at == len(text)
+
+    def widened(self, new: "Tokens") -> "Template | None":
+        """The template that is this one and takes these tokens too; None where they are different prompts."""
+        items = self._tokens()
+        mine = {item for item in items if isinstance(item, str)}
+        if len(mine & {token for token, _ in new}) < _ALIKE * len(mine):
+            return None
+        gaps = _joined(_gaps(items, [token for token, _ in new], (0, len(items), 0, len(new)), 0), items)
+        return None if len(gaps) > _MOST_SPANS else self._with(items, new, gaps)
+
+    def _with(self, items: list[Piece], new: "Tokens", gaps: "list[_Gap]") -> "Template | None":
+        """This template with a span in the place of each gap."""
+        pieces: list[Piece] = []
+        at = 0
+        for a0, a1, b0, b1 in gaps:
+            _add(pieces, items[at:a0])
+            before, at = pieces[-1] if pieces else "", a1
+            if isinstance(before, Span) or (a1 < len(items) and _is_span(items[a1])):
+                return None
+            after = "".join(piece for _, piece in new[b1 : b1 + _CONTEXT])
+            value = "".join(piece for _, piece in new[b0:b1])
+            values = _values(items[a0:a1])
+            strict, begins = is_listed(before[-_CONTEXT:], after), begins_sentence(before[-_CONTEXT:])
+            span = Span.learned([*values, value], strict=strict, begins=begins) if values else None
+            if span is None:
+                return None
+            pieces.append(span)
+        _add(pieces, items[at:])
+        found = Template(pieces)
+        return found if found._varies_little() else None
+
+    def _varies_little(self) -> bool:
+        spans = [piece for piece in self.pieces if isinstance(piece, Span) and not piece.kind]
+        varying = sum(span.words for span in spans)
+        fixed = sum(length(piece) if isinstance(piece, str) else 1 for piece in self.pieces if piece not in spans)
+        return len(spans) <= _MOST_SPANS and varying <= _MOST_VARYING * (varying + fixed)
+
+    def _tokens(self) -> list[Piece]:
+        """Tokens, marks of kinds, and spans that were learned."""
+        if self._items is None:
+            self._items = []
+            for piece in self.pieces:
+                if isinstance(piece, str):
+                    self._items += tokens(piece)
+                else:
+                    self._items.append(MARK + piece.kind if piece.kind else piece)
+        return self._items
+
+
+Tokens = list[tuple[str, str]]
+
+
+def tokens_of(text: str) -> Tokens:
+    """Tokens, and marks in the place of values of a kind, each with what it stands for."""
+    found: Tokens = []
+    for kind, piece in split(text):
+        found += [(MARK + kind, piece)] if kind else [(token, token) for token in tokens(piece)]
+    return found
+
+
+def _similar(values: Sequence[str], sizes: Sequence[int], found: frozenset[str]) -> bool:
+    """Whether values are of like length: a sentence more is no longer name."""
+    if found.isdisjoint("wx"):
+        return max(sizes) <= 3 * min(sizes) + 1 and max(map(len, values)) <= 4 * min(map(len, values)) + _SHORT
+    return max(sizes) <= min(sizes) + 1
+
+
+def _is_span(item: Piece) -> bool:
+    return isinstance(item, Span) or item[:1] == MARK
+
+
+def _values(items: Sequence[Piece]) -> list[str]:
+    """The texts that these items have been; none where there is no text, or one of a kind."""
+    if not items or any(isinstance(item, str) and item[:1] == MARK for item in items):
+        return []
+    ways = [[item] if isinstance(item, str) else item.values for item in items]
+    found = []
+    for way in product(*ways):
+        found.append("".join(way))
+        if len(found) == _MOST_VALUES:
+            break
+    return found
+
+
+def _add(pieces: list[Piece], items: Sequence[Piece]) -> None:
+    """Put items behind pieces, text to text."""
+    for item in items:
+        if isinstance(item, Span):
+            pieces.append(item)
+        elif item[:1] == MARK:
+            pieces.append(Span(item[1:]))
+        elif pieces and isinstance(pieces[-1], str):
+            pieces[-1] += item
+        else:
+            pieces.append(item)
+
+
+_Gap = tuple[int, int, int, int]
+
+
+def _gaps(a: Sequence[Any], b: Sequence[Any], within: _Gap, depth: int) -> list[_Gap]:
+    """Where two sequences differ, as (start and end in a, start and end in b): patience diff, bounded in depth."""
+    a0, a1, b0, b1 = within
+    while a0 < a1 and b0 < b1 and a[a0] == b[b0]:
+        a0, b0 = a0 + 1, b0 + 1
+    while a0 < a1 and b0 < b1 and a[a1 - 1] == b[b1 - 1]:
+        a1, b1 = a1 - 1, b1 - 1
+    if a0 == a1 and b0 == b1:
+        return []
+    anchors = _anchors(a, b, (a0, a1, b0, b1)) if depth < _DEEPEST and a0 < a1 and b0 < b1 else []
+    if not anchors:
+        return [(a0, a1, b0, b1)]
+    found = []
+    for i, j in [*anchors, (a1, b1)]:
+        found += _gaps(a, b, (a0, i, b0, j), depth + 1)
+        a0, b0 = i, j
+    return found
+
+
+def _anchors(a: Sequence[Any], b: Sequence[Any], within: _Gap) -> list[tuple[int, int]]:
+    """The longest rising run of words that stand once in each of both."""
+    a0, a1, b0, b1 = within
+    mine = Counter(item for item in a[a0:a1] if isinstance(item, str))
+    theirs = Counter(b[b0:b1])
+    places = {b[j]: j for j in range(b0, b1) if theirs[b[j]] == 1}
+    pairs = [
+        (i, places[a[i]])
+        for i in range(a0, a1)
+        if isinstance(a[i], str) and mine[a[i]] == 1 and a[i] in places and (is_word(a[i]) or a[i][:1] == MARK)
+    ]
+    tops: list[int] = []  # the least last place of a run of each length
+    ends: list[int] = []
+    before: list[int] = []
+    for index, (_, j) in enumerate(pairs):
+        k = bisect_left(tops, j)
+        before.append(ends[k - 1] if k else -1)
+        tops[k : k + 1], ends[k : k + 1] = [j], [index]
+    found, at = [], ends[-1] if ends else -1
+    while at >= 0:
+        found.append(pairs[at])
+        at = before[at]
+    return found[::-1]
+
+
+def _joined(gaps: list[_Gap], items: Sequence[Piece]) -> list[_Gap]:
+    """Gaps with no word between them are one: of "J. Smith" and "K. Jones" the dot is no part of the template."""
+    found: list[_Gap] = []
+    for gap in gaps:
+        between = items[found[-1][1] : gap[0]] if found else ()
+        if found and not any(isinstance(item, Span) or is_word(item.lstrip(MARK)) for item in between):
+            found[-1] = (found[-1][0], gap[1], found[-1][2], gap[3])
+        else:
+            found.append(gap)
+    return found
