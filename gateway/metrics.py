@@ -52,7 +52,7 @@ class PolicyGauges(Collector):
 
 
 class ProjectGauges(Collector):
-    """Where each project stands, and what its audits say. As of the last look at the store, where all workers' count."""
+    """Where each project stands, and what its audits say, as of the last look at the store: all processes' together."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._summaries: dict[str, dict[str, Any]] = {}
@@ -64,9 +64,13 @@ class ProjectGauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The families."""
-        state = GaugeMetricFamily("tracer_project_state", "1 for the state a project is in.", labels=["project", "state"])
+        state = GaugeMetricFamily(
+            "tracer_project_state", "1 for the state a project is in.", labels=["project", "state"]
+        )
         policy = GaugeMetricFamily(
-            "tracer_policy_state", "1 for the state of each of a project's policies.", labels=["project", "version", "state"]
+            "tracer_policy_state",
+            "1 for the state of each of a project's policies.",
+            labels=["project", "version", "state"],
         )
         withheld = GaugeMetricFamily(
             "tracer_labels_withheld", "Labels that the live policy does not answer for now.", labels=["project"]
@@ -75,9 +79,7 @@ class ProjectGauges(Collector):
         shadow = GaugeMetricFamily(
             "tracer_shadow_comparisons", "Comparisons of the policy in shadow with the teacher.", labels=["project"]
         )
-        live = {
-            key: GaugeMetricFamily(name, told, labels=["project"]) for key, (name, told) in _LIVE_GAUGES.items()
-        }
+        live = {key: GaugeMetricFamily(name, told, labels=["project"]) for key, (name, told) in _LIVE_GAUGES.items()}
         for project, found in sorted(self._summaries.items()):
             state.add_metric([project, found["state"]], 1)
             rate.add_metric([project], found["audit_rate"])

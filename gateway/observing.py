@@ -39,8 +39,8 @@ def anything(_: Policy, __: Answer) -> bool:
 class Observed:
     """One call and what the teacher said of it.
 
-    `answer` is None where it said nothing that could be read. `fits`: whether a policy's answer would have been what the
-    call asks for. `reason` is why the call was deferred, `guess` what the surrogate would have said, if it was asked.
+    `answer` is None where it said nothing that could be read. `fits`: whether a policy's answer would have been what
+    the call asks for. `reason` is why the call was deferred, `guess` what the surrogate would have said, if asked.
     `audit` is the audit that the answer is to; None for a forwarded call. `ts` is seconds since the epoch.
     """
 
@@ -73,8 +73,8 @@ class Observer:
         self._draw = draw
         self._reported = Seen(_REPORTED)
 
-    def forget(self, project: str, version: str | None) -> None:
-        """Report the prompts of a version anew: where it stands has changed."""
+    def forget(self) -> None:
+        """Report prompts anew: where a policy stands has changed."""
         self._reported = Seen(_REPORTED)
 
     def read(self, project: str, observed: Iterable[Observed], rate: float) -> Found:

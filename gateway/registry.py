@@ -131,7 +131,7 @@ class Registry:
         self._loaded: dict[str, dict[str, Policy | str]] = {name: {} for name in self._paths}
         self._marks: dict[str, _Mark | None] = {}
         self._watcher: asyncio.Task[None] | None = None
-        self.on_offer: Callable[[str, Policy], None] = lambda project, policy: None
+        self.on_offer: Callable[[str, Policy], None] = lambda *_: None
         """Called, on the event loop, with each policy that a folder serves anew."""
 
     def serving(self, project: str) -> Serving:
@@ -237,9 +237,7 @@ class Registry:
         found = self._loaded[project].get(orders.live, f"the live policy {orders.live} is not loaded")
         if isinstance(found, str):
             return Serving(None, Reason.DAMAGED, found)
-        return Serving(
-            found, agreement=orders.agreement, withheld=orders.withheld, family=orders.family
-        )
+        return Serving(found, agreement=orders.agreement, withheld=orders.withheld, family=orders.family)
 
 
 def _mark(path: Path) -> _Mark | None:

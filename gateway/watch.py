@@ -22,13 +22,14 @@ from gateway.settings import ProjectSettings, Settings
 from policies import lifecycle
 from policies.audit_rate import AuditRules, Spent, lease, settle
 from policies.errors import StoreError
-from policies.evidence import Report, Rules, take
+from policies.evidence import Report, Rules
 from policies.lifecycle import Offer
 from policies.policy import Policy
 from policies.projects import read, summary
 from policies.record import Record
 from policies.states import ProjectState
 from policies.types import Comparison, Move, Reason
+from policies.verdicts import take
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +62,7 @@ class Watch:
     `budgets` are the auditor's, by project: anything with `left`, `grant`, `withdraw` and `take`.
     """
 
-    def __init__(
-        self, settings: Settings, registry: Registry, metrics: Metrics, budgets: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics, budgets: Mapping[str, Any]) -> None:
         self.paces = {name: Pace() for name in settings.projects}
         self.draw: Draw | None = None
         self._settings = settings
@@ -98,10 +97,7 @@ class Watch:
             return
         self._thread.start()
         # The thread's swaps run on this loop: waiting must not block it.
-        deadline = time.monotonic() + _FIRST_SECONDS
-        while not self._first.is_set() and time.monotonic() < deadline:
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(0)
+        await asyncio.to_thread(self._first.wait, _FIRST_SECONDS)
 
     async def stop(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109 - the contract of a bounded shutdown
         """Hand in what has been seen, and end."""
@@ -258,7 +254,11 @@ class Watch:
                     self._know(project, *found)
 
     def _change(
-        self, record: Record, project: str, comparisons: Sequence[Comparison], move: Callable[[ProjectState], list[Move]]
+        self,
+        record: Record,
+        project: str,
+        comparisons: Sequence[Comparison],
+        move: Callable[[ProjectState], list[Move]],
     ) -> None:
         def step(document: dict[str, Any], *_: object) -> tuple[dict[str, Any], Sequence[Move]]:
             state = read(document)
@@ -278,7 +278,7 @@ class Watch:
         if orders == before:
             return
         if self._observer is not None and (before is None or _stands(before) != _stands(orders)):
-            self._observer.forget(project, orders.live)
+            self._observer.forget()
         loaded = self._registry.load(project, orders)
         obeyed = threading.Event()
 

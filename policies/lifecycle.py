@@ -2,8 +2,8 @@
 
     observing -> candidate -> shadow -> live -> demoted | retired
 
-Functions change a `ProjectState` and return the moves, each with its cause and its evidence; `policies.record` makes one
-transaction of both. Demotion is immediate, promotion waits for proof or for a person.
+Functions change a `ProjectState` and return the moves, each with its cause and its evidence; `policies.record` makes
+one transaction of both. Demotion is immediate, promotion waits for proof or for a person.
 """
 
 from collections.abc import Mapping
@@ -162,9 +162,8 @@ def promote(project: ProjectState, version: str | None, by: str, now: float) -> 
     """
     policy = _chosen(project, version)
     if not policy.certified:
-        raise LifecycleError(
-            f"the policy {policy.version} was refused by the gate and cannot be promoted: {policy.reason or 'no reason'}"
-        )
+        why = policy.reason or "it says no reason"
+        raise LifecycleError(f"the policy {policy.version} was refused by the gate and cannot be promoted: {why}")
     if policy.version == project.live and policy.agreement is None:
         raise LifecycleError(f"the policy {policy.version} is live already")
     return go_live(project, policy, None, "promoted", by, now, {})
@@ -230,8 +229,6 @@ def resume(project: ProjectState, by: str, now: float) -> list[Move]:
     return [Move("", project.live, "paused", project.state, "resumed", by, now, {})]
 
 
-def _move(
-    policy: PolicyState, state: State, cause: str, by: str, now: float, evidence: Evidence | None = None
-) -> Move:
+def _move(policy: PolicyState, state: State, cause: str, by: str, now: float, evidence: Evidence | None = None) -> Move:
     old, policy.state, policy.cause, policy.since = policy.state, state, cause, now
     return Move("", policy.version, old, state, cause, by, now, dict(evidence or {}))

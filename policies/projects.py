@@ -46,7 +46,7 @@ class Projects:
         return {name: self.summary(name) for name in self.names()}
 
     def summary(self, project: str) -> dict[str, Any]:
-        """Where a project stands, its policies the newest first. Raises LifecycleError where there is no such project."""
+        """Where a project stands, its policies the newest first. Raises LifecycleError for an unknown one."""
         found = self._record.document(project)
         if found is None:
             known = ", ".join(self.names()) or "none"
@@ -138,7 +138,12 @@ def policy_summary(policy: PolicyState) -> dict[str, Any]:
         shown["live"] = live_figures(policy)
     if policy.withheld:
         shown["withheld"] = {
-            label: {"cause": held.cause, "since": held.since, "comparisons": held.trial.n, "agreement": held.trial.agreement}
+            label: {
+                "cause": held.cause,
+                "since": held.since,
+                "comparisons": held.trial.n,
+                "agreement": held.trial.agreement,
+            }
             for label, held in policy.withheld.items()
         }
     return shown

@@ -13,11 +13,11 @@ from starlette.types import Scope
 
 from gateway.answer import EVENT_STREAM, NO_CACHE, SURROGATE_MODEL
 from gateway.arguments import Writer, write_arguments
-from gateway.audit import Audit
 from gateway.asgi import LOCAL_HEADERS, RELAYED_HEADERS, Whole, new_id, send_whole, tracer_headers, whole
-from gateway.draw import share
+from gateway.audit import Audit
 from gateway.control import Control, Mode
 from gateway.decide import Decision, Lane, Watched, deferred
+from gateway.draw import share
 from gateway.endpoints.passthrough import Relaying
 from gateway.errors import AnswerableError, InternalError, InvalidRequest, KeptLocal, ModelNotAllowed
 from gateway.exchange import BEGUN, Exchange
@@ -337,6 +337,10 @@ class ModelEndpoint(Relaying):
         upstream = self.services.settings.upstream_of(found.project)
         if watch.draw is None or not model or upstream is None or decision.label is None:
             return
+        # What could not be audited, whatever the draw, is not drawn; nor what the client left the teacher no choice in.
+        budget = self.services.auditor.budgets.get(found.project)
+        if budget is None or not budget.left or not call.shape.chosen_freely:
+            return
         fingerprint = call.shape.fingerprint(model)
         drawn = watch.draw.id(found.project, fingerprint, found.text or "", now)
         if share(drawn) >= rate:
@@ -365,7 +369,11 @@ class ModelEndpoint(Relaying):
     def _model_of(self, call: LocalCall) -> str:
         """The teacher's name for itself; "" where a call names none and none is configured."""
         asked = call.shape.model
-        return self.services.settings.projects[call.found.project].teacher or "" if asked.startswith(MODEL_PREFIX) else asked
+        return (
+            self.services.settings.projects[call.found.project].teacher or ""
+            if asked.startswith(MODEL_PREFIX)
+            else asked
+        )
 
     def _fits(self, call: LocalCall, policy: Policy, reply: Answer) -> bool:
         """Whether another policy's answer would have been what the call asks for."""
