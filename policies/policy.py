@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Embedding = NDArray[np.float32]
 
 # What a probe waits for an endpoint: a policy is loaded while calls wait for it.
-_PROBE_SECONDS = 5.0
+_PROBE_SECONDS = 2.0
 
 _Read = tuple[str, list[int]]
 
@@ -166,7 +166,7 @@ class Policy:
 
         Takes up to 16 decisions: microseconds each, milliseconds with an encoder, one request to an endpoint. A policy
         of embeddings of more than 8,192 dimensions has no probes, and one that was refused has nothing to compare.
-        Raises ConnectionError where an endpoint gives no vectors, within five seconds.
+        Raises ConnectionError where an endpoint gives no vectors within two seconds.
         """
         try:
             now = self._said_of_probes()

@@ -20,7 +20,7 @@ import orjson
 from policies.conforming import misfit
 from policies.types import LocalDecision
 
-EXACT, ENCODED = 1e-3, 0.05
+EXACT, ENCODED = 1e-3, 0.1
 # Beside a move of the score by 1, in the same measurements: the gap between the two likeliest labels moves by 1, the
 # guard's value by 4.
 GAP_MOVES, GUARD_MOVES = 2, 5
