@@ -1,23 +1,24 @@
 """The policy folder: versions side by side, and one manifest that says which of them is served.
 
     PATH/manifest.json                  names every file of the served version by path, size and SHA-256
-    PATH/versions/<version>/...         model.onnx (and model_2.onnx of a cascade, model_field_2.onnx of an answer of
-                                        several fields), tokenizer.json, certificate.json, frontier.json, report.json,
+    PATH/versions/<version>/...         manifest.json (its own, the same while it is served), model.onnx (and
+                                        model_2.onnx of a cascade, model_field_2.onnx of an answer of several fields),
+                                        tokenizer.json, probes.json, certificate.json, frontier.json, report.json,
                                         traces.jsonl
     PATH/encoders/<sha256>/...          what the transformer or endpoint block needs; versions share it
     PATH/tables/<sha256>/words.npy      the word vectors; versions share them
 
 A version is written whole, flushed to disk, and only then does one rename of `manifest.json` make it the served one: a
-reader sees the old version or the new one, never a mixture. Nothing in the folder is executable: JSON, ONNX and plain
-arrays.
+reader sees the old version or the new one, never a mixture. Every kept version can be loaded by its name. Nothing in
+the folder is executable: JSON, ONNX and plain arrays.
 """
 
 import hashlib
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,19 @@ import orjson
 
 from policies.answers import AnswerForms
 from policies.conforming import misfit
+from policies.durable import drop_folders, folders, replace_file, write_folder
 from policies.errors import ArtifactError, PolicyDamaged, PolicyMissing
 from policies.input_form import InputForm
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
 _VERSIONS = "versions"
 # What versions share, by the first part of its files' roles: it is large and seldom changes.
 _SHARED = {"encoder": "encoders", "table": "tables"}
 # Old versions stay for a rollback, and for a reader that is half way through one when the next is written.
-_KEPT_VERSIONS = 5
+_KEPT_VERSIONS = 10
+# Names of versions come from outside, too: one cannot lead out of the folder.
+_VERSION_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -185,19 +189,78 @@ def read_version(path: str | Path) -> str | None:
     return version if isinstance(version, str) else None
 
 
-def read_manifest(path: str | Path) -> Manifest:
-    """The manifest of a policy folder, its own checksum verified. Raises PolicyMissing or PolicyDamaged."""
+def read_manifest(path: str | Path, version: str | None = None) -> Manifest:
+    """The manifest of the served version of a policy folder, or of any `version` that it keeps.
+
+    Its own checksum is verified. Raises PolicyMissing where there is no policy or no such version, and PolicyDamaged.
+    """
+    if version is not None:
+        return _read_kept(Path(path), version)
     try:
         raw = (Path(path) / MANIFEST).read_bytes()
     except FileNotFoundError as error:
         raise PolicyMissing(f"{path}: no {MANIFEST} there; `tracer fit TRACES --out {path}` makes one") from error
     except OSError as error:
         raise PolicyDamaged(f"{path}/{MANIFEST}: {error.strerror or error}") from error
+    return _parse_manifest(raw, f"{path}/{MANIFEST}")
+
+
+def kept_versions(path: str | Path) -> list[str]:
+    """Names of the versions that can be loaded, oldest first, refused ones included; none where there is no policy.
+
+    A version counts whose manifest is sound and whose files are there in their sizes; what they hold is compared when
+    it is loaded. Raises PolicyDamaged where the folder cannot be read.
+    """
+    root, found = Path(path), []
     try:
-        found = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise PolicyDamaged(f"{path}/{MANIFEST}: not JSON ({error})") from error
-    return _parse_manifest(found, f"{path}/{MANIFEST}")
+        names = [folder.name for folder in folders(root / _VERSIONS)]
+    except OSError as error:
+        raise PolicyDamaged(f"{path}/{_VERSIONS}: {error.strerror or error}") from error
+    for name in names:
+        try:
+            manifest = read_manifest(path, name)
+        except ArtifactError:
+            continue
+        if all(_size(root / entry.path) == entry.bytes for entry in manifest.files.values()):
+            found.append((manifest.created, name))
+    return [name for _, name in sorted(found)]
+
+
+def touch_version(path: str | Path, version: str) -> None:
+    """Count a kept version as used now: where there are too many, those written or used longest ago are dropped.
+
+    For an old version that is served again. Raises PolicyMissing or PolicyDamaged, and ArtifactError where the folder
+    cannot be written.
+    """
+    read_manifest(path, version)
+    try:
+        os.utime(Path(path) / _VERSIONS / version)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _read_kept(root: Path, version: str) -> Manifest:
+    folder = root / _VERSIONS / version
+    if not _VERSION_NAME.fullmatch(version) or not folder.is_dir():
+        raise PolicyMissing(f"{root}: keeps no version {version!r}")
+    where = f"{root}/{_VERSIONS}/{version}/{MANIFEST}"
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise PolicyDamaged(f"{where}: lies outside the policy folder")
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise PolicyDamaged(f"{where}: {error.strerror or error}") from error
+    manifest = _parse_manifest(raw, where)
+    if manifest.version != version:
+        raise PolicyDamaged(f"{where}: it is that of version {manifest.version}")
+    return manifest
+
+
+def _size(place: Path) -> int | None:
+    try:
+        return place.stat().st_size
+    except OSError:
+        return None
 
 
 def read_file(path: str | Path, manifest: Manifest, role: str) -> bytes:
@@ -255,14 +318,12 @@ def write_version(
     relative = f"{_VERSIONS}/{manifest.version}"
     try:
         written = _write_shared(root, shared or {})
-        _write_folder(root / relative, dict(contents.values()))
         written |= {role: _entry(f"{relative}/{name}", content) for role, (name, content) in contents.items()}
-        complete = Manifest(**{**_shallow(manifest), "files": written})
-        _write_manifest(root, complete)
-        _drop_old(root / _VERSIONS, _KEPT_VERSIONS)
-        for kind in _SHARED.values():
-            # At most one a version; the one just written has touched its own.
-            _drop_old(root / kind, _KEPT_VERSIONS)
+        complete = replace(manifest, files=written)
+        body = _serialised(complete)
+        write_folder(root / relative, dict(contents.values()) | {MANIFEST: body})
+        replace_file(root / MANIFEST, body)
+        _drop_old(root, manifest.version)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot write the policy: {error.strerror or error}") from error
     return complete
@@ -284,28 +345,10 @@ def _write_once(root: Path, kind: str, files: Mapping[str, bytes]) -> str:
     for name in sorted(files):
         digest.update(hashlib.sha256(files[name]).digest())
     folder = f"{kind}/{digest.hexdigest()[:16]}"
-    if all(_same(root / folder / name, content) for name, content in files.items()):
-        os.utime(root / folder)
-    else:
+    if not all(_same(root / folder / name, content) for name, content in files.items()):
         shutil.rmtree(root / folder, ignore_errors=True)
-        _write_folder(root / folder, files)
+        write_folder(root / folder, files)
     return folder
-
-
-def _write_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """A folder that is there whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
-    try:
-        staging.chmod(0o755)
-        for name, content in files.items():
-            _write_durably(staging / name, content)
-        _flush_folder(staging)
-        staging.rename(target)
-        _flush_folder(target.parent)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _same(place: Path, content: bytes) -> bool:
@@ -319,22 +362,15 @@ def _entry(relative: str, content: bytes) -> File:
     return File(relative, hashlib.sha256(content).hexdigest(), len(content))
 
 
-def _shallow(manifest: Manifest) -> dict[str, Any]:
-    return {item.name: getattr(manifest, item.name) for item in fields(manifest)}
-
-
 def as_json(manifest: Manifest) -> dict[str, Any]:
     """What stands in `manifest.json`, but for the checksum."""
     return asdict(replace(manifest, answers=AnswerForms())) | {"answers": manifest.answers.to_dict()}
 
 
-def _write_manifest(root: Path, manifest: Manifest) -> None:
+def _serialised(manifest: Manifest) -> bytes:
     body = as_json(manifest)
     body["checksum"] = _checksum(body)
-    temporary = root / f".{MANIFEST}.{os.getpid()}"
-    _write_durably(temporary, orjson.dumps(body, option=orjson.OPT_INDENT_2))
-    temporary.replace(root / MANIFEST)
-    _flush_folder(root)
+    return orjson.dumps(body, option=orjson.OPT_INDENT_2)
 
 
 def _checksum(body: Mapping[str, Any]) -> str:
@@ -342,7 +378,11 @@ def _checksum(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(bare, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _parse_manifest(found: object, where: str) -> Manifest:
+def _parse_manifest(raw: bytes, where: str) -> Manifest:
+    try:
+        found = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise PolicyDamaged(f"{where}: not JSON ({error})") from error
     if not isinstance(found, dict):
         raise PolicyDamaged(f"{where}: not a manifest")
     if found.get("schema_version") != SCHEMA_VERSION:
@@ -398,27 +438,33 @@ def _check(manifest: Manifest) -> str | None:
     return next((problem for problem, found in checks.items() if found), None)
 
 
-def _write_durably(place: Path, content: bytes) -> None:
-    with place.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _drop_old(root: Path, served: str) -> None:
+    """Leave the served version and those written or used last, and of what versions share what these name."""
+    versions = [entry for entry in folders(root / _VERSIONS) if entry.name != served]
+    versions.sort(key=lambda entry: (entry.stat().st_mtime, entry.name), reverse=True)
+    kept = [served, *(entry.name for entry in versions[: _KEPT_VERSIONS - 1])]
+    drop_folders(root / _VERSIONS, kept)
+    used: set[str] = set()
+    for version in kept:
+        named = _folders_named(root / _VERSIONS / version / MANIFEST)
+        if named is None:
+            # It may need any of them. Some day it is dropped itself, and then they can be.
+            return
+        used |= named
+    for kind in _SHARED.values():
+        drop_folders(root / kind, {folder.rpartition("/")[2] for folder in used if folder.startswith(f"{kind}/")})
 
 
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _folders_named(manifest: Path) -> set[str] | None:
+    """The folders of a version's files; None where its manifest cannot be read.
+
+    Versions that have none were written before each had its own, and nobody can load them. One of another schema still
+    names its files.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _drop_old(folder: Path, kept: int) -> None:
-    if not folder.is_dir():
-        return
-    entries = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime, reverse=True)[kept:]:
-        shutil.rmtree(entry, ignore_errors=True)
-    # Left behind by a writer that was killed; the lock says that no other is at work.
-    for leftover in folder.glob(".new-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        found = orjson.loads(manifest.read_bytes())
+        return {entry["path"].rpartition("/")[0] for entry in found["files"].values()}
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

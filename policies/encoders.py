@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from policies.encoder_folder import EncoderFolder, read_encoder_folder
-from policies.encoding import Encoder, Progress, Vectors, clean, encode_chunks, silent, unit
+from policies.encoding import DimensionError, Encoder, Progress, Vectors, clean, encode_chunks, silent, unit
 from policies.endpoint_encoder import EndpointEncoder
 from policies.errors import FitError
 from policies.token_graph import TokenGraph, one_line
 
-__all__ = ["Encoder", "EndpointEncoder", "TransformerEncoder", "load_encoder"]
+__all__ = ["DimensionError", "Encoder", "EndpointEncoder", "TransformerEncoder", "load_encoder"]
 
 _MODEL, _TOKENIZER, _RECIPE = "model.onnx", "tokenizer.json", "encoder.json"
 _PROBE_TEXTS = ("", "a", "Where is my card?", "\u00e9\u4e2d 123 !")

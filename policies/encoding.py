@@ -11,6 +11,10 @@ Vectors = NDArray[np.float32]
 Progress = Callable[[int], None]
 
 
+class DimensionError(ValueError):
+    """A vector of another length than the encoder's: it is not the model that it was."""
+
+
 def silent(done: int) -> None:
     """Progress that nobody watches."""
 

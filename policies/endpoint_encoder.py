@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 import numpy as np
 import orjson
 
-from policies.encoding import Progress, Vectors, clean, encode_chunks, silent, unit
+from policies.encoding import DimensionError, Progress, Vectors, clean, encode_chunks, silent, unit
 from policies.errors import FitError
 
 API_KEY_VARIABLE = "TRACER_EMBEDDINGS_API_KEY"
@@ -63,6 +63,11 @@ class EndpointEncoder:
         except FitError as error:
             raise ValueError(f"encoder.json: {error}") from error
 
+    def within(self, seconds: float) -> "EndpointEncoder":
+        """The same endpoint over connections of its own, where a call takes at most so long with all its tries."""
+        timeout = min(seconds, self._timeout)
+        return EndpointEncoder(self.url, self._model, self._secret, timeout, dimensions=self._dimensions)
+
     @property
     def dimensions(self) -> int:
         """Length d of a vector; asks the endpoint where that is not known yet. Raises as `encode` does."""
@@ -91,7 +96,8 @@ class EndpointEncoder:
         """The unit vector of one text, (d,); of white space, zeros, without a call.
 
         Raises ConnectionError where the endpoint cannot be reached, is overloaded or does not answer in time, and
-        ValueError where it refuses or gives something else than finite vectors of one length.
+        ValueError where it refuses or gives something else than finite vectors of one length: DimensionError where they
+        are of another length than before.
         """
         vector: Vectors = self._rows([text])[0]
         return vector
@@ -130,7 +136,7 @@ class EndpointEncoder:
             if self._dimensions is None:
                 self._dimensions = dimensions
             if dimensions != self._dimensions:
-                raise ValueError(
+                raise DimensionError(
                     f"embedding endpoint {self.url}: gave {dimensions} dimensions where {self._dimensions} are expected"
                 )
 

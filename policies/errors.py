@@ -5,6 +5,7 @@ PolicyError
 ├── ArtifactError          a policy folder cannot be used
 │   ├── PolicyMissing      there is no policy at that path
 │   └── PolicyDamaged      a file is missing, altered, or of another schema version
+│       └── PolicyChanged  the files are right, but what they decide is not what was certified
 ├── FitError               a fit cannot start (bad settings, mismatched embeddings)
 ├── ExportError            the ONNX graph decides differently from the fitted model
 ├── LifecycleError         a policy cannot be moved so
@@ -30,6 +31,10 @@ class PolicyMissing(ArtifactError):  # noqa: N818 - reads as the state it names
 
 class PolicyDamaged(ArtifactError):  # noqa: N818
     """A file of the policy is missing, altered, or of another schema version."""
+
+
+class PolicyChanged(PolicyDamaged):
+    """The policy no longer decides as it did when it was certified: tokenizer, encoder or runtime are others."""
 
 
 class FitError(PolicyError):

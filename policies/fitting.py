@@ -29,7 +29,7 @@ from policies.forms import Forms
 from policies.judging import Judged, judge
 from policies.learning import Learned, Progress, learn, silent
 from policies.policy import Policy, read_encoder
-from policies.serving import combinations, export_stages, frontier_entries, shared_files
+from policies.serving import combinations, export_stages, frontier_entries, probes_file, shared_files
 from policies.settings import FeatureSpec, FitConfig
 from policies.traces import merge, read_traces, to_line
 from policies.types import Trace
@@ -179,6 +179,7 @@ def _candidate(
     if chosen.graphs and reading is not None:
         if reading.tokenizer_json is not None:
             contents["tokenizer"] = ("tokenizer.json", reading.tokenizer_json)
+        contents["probes"] = ("probes.json", probes_file(_as_served(chosen), traces, chosen.learned))
         shared = shared_files(reading)
     return _Candidate(replace(chosen.manifest, version=_new_version(contents)), contents, shared)
 
@@ -244,8 +245,7 @@ def _mean_microseconds(option: _Option, traces: list[Trace]) -> float | None:
     reading = option.learned.reading
     if not option.graphs or reading is None or reading.tokenizer_json is None:
         return None
-    tokenizer = TextEncoder(reading.tokenizer_json)
-    policy = Policy(option.manifest, option.graphs, tokenizer, reading.encoder, reading.words)
+    policy = _as_served(option)
     texts = [trace.input for trace in traces[:: max(1, len(traces) // _TIMED)]]
     quick = _mean_seconds(policy.decide_quickly, texts)
     if not policy.slow:
@@ -253,6 +253,14 @@ def _mean_microseconds(option: _Option, traces: list[Trace]) -> float | None:
     undecided = [text for text in texts if policy.decide_quickly(text) is None] or texts[:1]
     answered_early = option.judged.report["handled_by_stage"][0] if len(option.manifest.stages) > 1 else 0.0
     return (quick + (1 - answered_early) * _mean_seconds(policy.decide, undecided)) * 1e6
+
+
+def _as_served(option: _Option) -> Policy:
+    """The policy of an option that was exported."""
+    reading = option.learned.reading
+    assert reading is not None  # noqa: S101 - graphs were made of it
+    tokenizer = None if reading.tokenizer_json is None else TextEncoder(reading.tokenizer_json)
+    return Policy(option.manifest, option.graphs, tokenizer, reading.encoder, reading.words)
 
 
 def _mean_seconds(decide: Callable[[str], object], texts: list[str]) -> float:

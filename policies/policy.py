@@ -1,8 +1,9 @@
 """A policy loaded for use: one `decide` for one input, the same one for many."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,21 @@ from numpy.typing import NDArray
 
 from policies.artifact import Manifest, StageEntry, read_file, read_manifest
 from policies.calibration import calibrated, jointly
-from policies.encoders import Encoder, load_encoder
-from policies.errors import PolicyDamaged
+from policies.encoders import DimensionError, Encoder, EndpointEncoder, load_encoder
+from policies.errors import PolicyChanged, PolicyDamaged
 from policies.features import TextEncoder, text_inputs
+from policies.ladder import Ladder, Limits, limit
+from policies.probes import ENCODED, EXACT, GAP_MOVES, GUARD_MOVES, Examined, Probe, difference, read_probes
 from policies.session import check_words, open_session, run_fully, run_session
 from policies.types import Answer, AnswerKind, LocalDecision, Reason
 from policies.word_table import Words, load_words
 
+logger = logging.getLogger(__name__)
+
 Embedding = NDArray[np.float32]
+
+# What a probe waits for an endpoint: a policy is loaded while calls wait for it.
+_PROBE_SECONDS = 2.0
 
 _Read = tuple[str, list[int]]
 
@@ -30,6 +38,8 @@ _TEMPLATE = LocalDecision(None, False, 0.0, Reason.TEMPLATE)
 _NO_EMBEDDING = LocalDecision(None, False, 0.0, Reason.NO_EMBEDDING)
 _MIN_AGREEMENT = LocalDecision(None, False, 0.0, Reason.MIN_AGREEMENT)
 
+_CHANGED = "the policy no longer decides as it did when it was certified: the tokenizer, encoder or runtime has changed"
+
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
@@ -39,16 +49,8 @@ class _Stage:
     heads: list[tuple[onnxruntime.InferenceSession, float]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """The accept score to reach: a stage, and a label (by index) that has a limit of its own."""
-
-    stages: tuple[float, ...]
-    protected: Mapping[int, float]
-
-
 class Policy:
-    """An immutable snapshot of a policy folder's served version. Safe to use from many threads."""
+    """An immutable snapshot of a version of a policy folder. Safe to use from many threads."""
 
     def __init__(
         self,
@@ -57,9 +59,10 @@ class Policy:
         tokenizer: TextEncoder | None = None,
         encoder: Encoder | None = None,
         words: Words | None = None,
+        probes: Sequence[Probe] = (),
     ) -> None:
         """Use `load`. `graphs` maps each head's role to its graph; a refused policy has none and defers everything.
-        `words` is the table of word vectors (V, d), where a stage reads it."""
+        `words` is the table of word vectors (V, d), where a stage reads it; `probes` is what `probe` compares."""
         self.manifest = manifest
         self.version = manifest.version
         self.labels = tuple(manifest.labels)
@@ -68,7 +71,7 @@ class Policy:
         self.certified = not manifest.certificate.refused
         self.input_kind = manifest.input_kind
         self.embedding_dim = manifest.embedding_dim
-        self.threshold = _limit(manifest.threshold)
+        self.threshold = limit(manifest.threshold)
         self._words = words
         self._stages = [
             _Stage(entry, [(open_session(graphs[head.model]), head.guard_threshold) for head in entry.heads])
@@ -84,15 +87,30 @@ class Policy:
         self._input_form = manifest.input_form
         self._tokenizer = tokenizer
         self._encoder = encoder
-        self._limits = self._limits_of([entry.threshold for entry in manifest.stages], manifest.protected)
-        self._stricter = [
-            (entry.target, self._limits_of(entry.thresholds, entry.protected)) for entry in manifest.frontier
-        ]
+        self._probes = tuple(probes)
+        self._limits = Limits.of(self.labels, [entry.threshold for entry in manifest.stages], manifest.protected)
+        stricter = [(row.target, Limits.of(self.labels, row.thresholds, row.protected)) for row in manifest.frontier]
+        self._ladder = Ladder(manifest.certificate.target, self._limits, stricter)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Policy":
-        """Read and verify the served version in `path`. Raises PolicyMissing or PolicyDamaged."""
-        manifest = read_manifest(path)
+    def load(cls, path: str | Path, version: str | None = None) -> "Policy":
+        """Read and verify the served version in `path`, or any other `version` that is kept there.
+
+        Raises PolicyMissing where there is none, PolicyDamaged, and PolicyChanged where `probe` finds a difference. An
+        endpoint that cannot be asked is no reason not to load: what needs it cannot be answered anyway.
+        """
+        policy = cls._read_from(path, read_manifest(path, version))
+        try:
+            changed = policy.probe()
+        except ConnectionError as error:
+            logger.warning("policy %s in %s is used without having been tried: %s", policy.version, path, error)
+            return policy
+        if changed is not None:
+            raise PolicyChanged(f"{path}: {changed}")
+        return policy
+
+    @classmethod
+    def _read_from(cls, path: str | Path, manifest: Manifest) -> "Policy":
         if manifest.certificate.refused:
             return cls(manifest, {})
         roles = [head.model for entry in manifest.stages for head in entry.heads]
@@ -104,7 +122,11 @@ class Policy:
             except ValueError as error:
                 raise PolicyDamaged(f"{path}: tokenizer.json: {error}") from error
         words = load_words(path, manifest) if any(entry.words for entry in manifest.stages) else None
-        return cls(manifest, graphs, tokenizer, read_encoder(path, manifest), words)
+        try:
+            probes = read_probes(read_file(path, manifest, "probes"), of_texts=manifest.input_kind == "text")
+        except ValueError as error:
+            raise PolicyDamaged(f"{path}: probes.json: {error}") from error
+        return cls(manifest, graphs, tokenizer, read_encoder(path, manifest), words, probes)
 
     def label_of(self, answer: Answer) -> str | None:
         """Which label a teacher's answer is; None where it is none of them."""
@@ -124,6 +146,88 @@ class Policy:
     def at_once(self) -> int:
         """How many texts the encoder takes in about the time of one."""
         return 1 if self._encoder is None else self._encoder.at_once
+
+    @property
+    def remote(self) -> bool:
+        """Whether what it decides by lies behind a URL, and may become another while it is in use (see `probe`)."""
+        return isinstance(self._encoder, EndpointEncoder)
+
+    @property
+    def rungs(self) -> tuple[float, ...]:
+        """The agreements that it can be held to, loosest first; none where the gate refused.
+
+        The certificate's target, and each certified target of the frontier above it that has other thresholds than the
+        one before: `decide(text, rung)` goes by them.
+        """
+        return self._ladder.rungs if self._stages else ()
+
+    def probe(self) -> str | None:
+        """What the policy no longer says of its probes as it did when it was certified; None where all is as it was.
+
+        Takes up to 16 decisions: microseconds each, milliseconds with an encoder, one request to an endpoint. A policy
+        of embeddings of more than 8,192 dimensions has no probes, and one that was refused has nothing to compare.
+        Raises ConnectionError where an endpoint gives no vectors within two seconds.
+        """
+        try:
+            now = self._said_of_probes()
+        except DimensionError as error:
+            return f"{_CHANGED} ({error})"
+        except ValueError as error:
+            if self.remote:
+                # A key, a quota, a page of a proxy: it has not said anything of the texts.
+                raise ConnectionError(str(error)) from error
+            return f"{_CHANGED} ({error})"
+        pairs = zip(self._probes, now, strict=True)
+        found = next(filter(None, (difference(probe, *said) for probe, said in pairs)), None)
+        return None if found is None else f"{_CHANGED} ({found})"
+
+    def _said_of_probes(self) -> list[tuple[list[int] | None, LocalDecision]]:
+        """Tokens and decision of each probe, come to as a gateway does."""
+        if self.input_kind == "embedding":
+            return [(None, self.decide(np.array(probe.input, np.float32))) for probe in self._probes]
+        texts = [str(probe.input) for probe in self._probes]
+        quick = [self.decide_quickly(text) for text in texts]
+        asked: list[tuple[str, float | None]] = [
+            (text, None) for text, decision in zip(texts, quick, strict=True) if decision is None
+        ]
+        encoder = self._encoder
+        if asked and isinstance(encoder, EndpointEncoder):
+            encoder = encoder.within(_PROBE_SECONDS)
+        encoded = iter(self._decide_encoded(asked, encoder))
+        decisions = [next(encoded) if decision is None else decision for decision in quick]
+        return [(self._tokens_of(text), decision) for text, decision in zip(texts, decisions, strict=True)]
+
+    def _tokens_of(self, text: str) -> list[int] | None:
+        read = self._read(text)
+        return None if isinstance(read, LocalDecision) else read[1]
+
+    def examine(self, input: str | Embedding, vector: Embedding | None = None) -> Examined | None:  # noqa: A002
+        """`decide`, and how far it was from going another way; None where nothing is scored.
+
+        `vector` is the encoder's of a text, where it is known. It is slower than `decide`: for choosing probes.
+        """
+        given = None if isinstance(input, str) else {"embedding": np.ascontiguousarray(input, np.float32)}
+        read = self._read(input) if isinstance(input, str) else ("", [])
+        if isinstance(read, LocalDecision) or not self._stages:
+            return None
+        slack, last = inf, len(self._stages) - 1
+        for number, stage in enumerate(self._stages):
+            inputs: Mapping[str, NDArray[Any]] = given or self._inputs(number, read, vector)
+            decision = self._judge(number, inputs, self._limits)
+            label = None if decision.guess is None else self.labels.index(decision.guess)
+            lowest, tolerance = self._limits.at(number, label), ENCODED if stage.entry.encoded else EXACT
+            # The last stage's limit decides whether it is handled, and that is left open where it is near.
+            moves = [] if number == last else [(decision.accept_score - lowest) / tolerance]
+            for session, guarded in stage.heads:
+                _, _, guard, shares = run_fully(session, inputs)
+                second, first = np.sort(shares)[-2:] if len(shares) > 1 else (0.0, 1.0)
+                moves += [(first - second) / (GAP_MOVES * tolerance), (guard - guarded) / (GUARD_MOVES * tolerance)]
+            if any(map(isnan, moves)):
+                return None
+            slack = min(slack, *map(abs, moves))
+            if decision.handled:
+                break
+        return Examined(decision, read[1] if given is None else None, lowest, tolerance, slack)
 
     def encodes(self, stage: int) -> bool:
         """Whether what a stage has decided (-1: none has) may have needed the encoder."""
@@ -151,7 +255,7 @@ class Policy:
         """
         if not self._stages:
             return _REFUSED
-        limits = self._limits if agreement is None else self._limits_at(agreement)
+        limits = self._limits if agreement is None else self._ladder.at(agreement)
         if limits is None:
             return _MIN_AGREEMENT
         if isinstance(input, str):
@@ -173,7 +277,7 @@ class Policy:
         is treated so, and a label's share is the product over them. None where nothing can be scored. Reads what
         `decide` reads with the same `agreement`, and raises what it raises.
         """
-        limits = self._limits if agreement is None else self._limits_at(agreement)
+        limits = self._limits if agreement is None else self._ladder.at(agreement)
         read = self._read(text) if self._stages else _REFUSED
         if limits is None or isinstance(read, LocalDecision):
             return None
@@ -188,7 +292,7 @@ class Policy:
         """As `decide`, without an encoder: None where only that could tell."""
         if not self._stages:
             return _REFUSED
-        limits = self._limits if agreement is None else self._limits_at(agreement)
+        limits = self._limits if agreement is None else self._ladder.at(agreement)
         if limits is None:
             return _MIN_AGREEMENT
         quick = sum(not stage.entry.encoded for stage in self._stages)
@@ -203,15 +307,20 @@ class Policy:
 
         Raises as `decide` does: a text that cannot be encoded fails all.
         """
+        return self._decide_encoded(asked, self._encoder)
+
+    def _decide_encoded(
+        self, asked: Sequence[tuple[str, float | None]], encoder: Encoder | None
+    ) -> list[LocalDecision]:
         reads = [self._read(text) for text, _ in asked]
         texts = {i: read[0] for i, read in enumerate(reads) if not isinstance(read, LocalDecision)}
         vectors: dict[int, Embedding] = {}
-        if texts and self._encoder is not None:
-            vectors = dict(zip(texts, self._encoder.encode_many(list(texts.values())), strict=True))
+        if texts and encoder is not None:
+            vectors = dict(zip(texts, encoder.encode_many(list(texts.values())), strict=True))
         quick = sum(not stage.entry.encoded for stage in self._stages)
         decisions = []
         for i, ((_, agreement), read) in enumerate(zip(asked, reads, strict=True)):
-            limits = self._limits if agreement is None else self._limits_at(agreement)
+            limits = self._limits if agreement is None else self._ladder.at(agreement)
             if isinstance(read, LocalDecision):
                 decisions.append(read)
             elif limits is None:
@@ -224,27 +333,14 @@ class Policy:
         """`decide` of each text, or of each row of (n, d) embeddings."""
         return [self.decide(row) for row in inputs]
 
-    def _limits_of(self, stages: Sequence[float | None], protected: Mapping[str, float | None]) -> _Limits:
-        index = {label: i for i, label in enumerate(self.labels)}
-        return _Limits(
-            tuple(_limit(threshold) for threshold in stages),
-            {index[label]: _limit(threshold) for label, threshold in protected.items()},
-        )
-
-    def _limits_at(self, agreement: float) -> _Limits | None:
-        """None where so much is not certified, or where it is no number."""
-        if agreement <= self.manifest.certificate.target:
-            return self._limits
-        return next((limits for target, limits in self._stricter if target >= agreement), None)
-
-    def _decide_text(self, text: str, n_stages: int, limits: _Limits) -> LocalDecision:
+    def _decide_text(self, text: str, n_stages: int, limits: Limits) -> LocalDecision:
         read = self._read(text)
         if isinstance(read, LocalDecision):
             return read
         return self._decide_read(read, range(n_stages), limits)
 
     def _decide_read(
-        self, read: _Read, stages: range, limits: _Limits, vector: Embedding | None = None
+        self, read: _Read, stages: range, limits: Limits, vector: Embedding | None = None
     ) -> LocalDecision:
         decision = _REFUSED
         for number in stages:
@@ -276,7 +372,7 @@ class Policy:
             inputs["vector"] = self._encoder.encode(text) if vector is None else vector
         return inputs
 
-    def _judge(self, number: int, inputs: Mapping[str, NDArray[Any]], limits: _Limits) -> LocalDecision:
+    def _judge(self, number: int, inputs: Mapping[str, NDArray[Any]], limits: Limits) -> LocalDecision:
         classes, score, inside = [], 1.0, True
         for session, lowest in self._stages[number].heads:
             found, sure, guard = run_session(session, inputs)
@@ -315,11 +411,6 @@ class Policy:
 
 def _deferred(score: float, reason: Reason, guess: str | None) -> LocalDecision:
     return LocalDecision(None, False, 0.0 if isnan(score) else score, reason, guess=guess)
-
-
-def _limit(threshold: float | None) -> float:
-    # Nothing scores above infinity: without a certificate nothing is handled.
-    return float("inf") if threshold is None else threshold
 
 
 def _combinations(manifest: Manifest) -> list[list[int]]:

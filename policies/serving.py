@@ -14,14 +14,22 @@ from policies.forest import ForestModel
 from policies.judging import Judged
 from policies.learning import Learned
 from policies.measuring import Stage, Task, early_threshold
+from policies.policy import Policy
+from policies.probes import MOST_PROBES, choose_probes, write_probes
 from policies.reading import Reading, StageInput
 from policies.settings import FitConfig
 from policies.surrogates import Scores
+from policies.traces import storable
+from policies.types import Trace
 from policies.word_table import to_file
 
 # Rows on which a graph is compared with its models, evenly taken where there are more.
 _MOST_CHECKED = 20_000
 _ROUNDING = 1e-6
+# Inputs among which probes are chosen, and how long they may be: they are read at every load.
+_CANDIDATES = 512
+_MOST_CHARS = 300
+_MOST_NUMBERS = 8_192
 # Of scores nearer to 1 than this float32 tells too few apart to serve a threshold among them.
 _FINEST = 2e-5
 
@@ -74,6 +82,39 @@ def shared_files(reading: Reading) -> dict[str, bytes]:
     if encoder is not None:
         found |= {f"encoder/{name}": content for name, content in encoder.files().items()}
     return found
+
+
+def probes_file(policy: Policy, traces: list[Trace], learned: Learned) -> bytes:
+    """probes.json: what `policy`, as exported, says of a few of the `traces` that it was `learned` from, as they came.
+
+    Empty where the user's embeddings have more than 8,192 dimensions, so that one alone would be a large file.
+    """
+    reading = learned.reading
+    assert reading is not None  # noqa: S101 - only asked for where something was learned
+    rows = np.flatnonzero(learned.readable)
+    if reading.embeddings is not None:
+        vectors = reading.embeddings
+        tried = _some(rows, _CANDIDATES).tolist()
+        examined = [policy.examine(vectors[row]) for row in tried]
+        chosen = choose_probes(examined, min(MOST_PROBES, _MOST_NUMBERS // vectors.shape[1]))
+        inputs: list[str | list[float]] = [[float(x) for x in vectors[row]] for row in tried]
+    else:
+        tried = _some(np.array(_short(traces, rows.tolist()), np.int64), _CANDIDATES).tolist()
+        known = reading.vectors
+        examined = [policy.examine(traces[row].input, None if known is None else known[row]) for row in tried]
+        chosen = choose_probes(examined)
+        inputs = [traces[row].input for row in tried]
+    pairs = [(examined[i], inputs[i]) for i in chosen]
+    return write_probes([found.probe(item) for found, item in pairs if found is not None])
+
+
+def _short(traces: list[Trace], rows: list[int]) -> list[int]:
+    """Of rows whose text can be stored as it is the short ones, each text once; the shortest few where all are long."""
+    once = {traces[row].input: row for row in reversed(rows) if storable(traces[row].input) == traces[row].input}
+    short = [row for text, row in once.items() if len(text) <= _MOST_CHARS]
+    if len(short) >= MOST_PROBES:
+        return sorted(short)
+    return sorted(sorted(once.values(), key=lambda row: len(traces[row].input))[:_CANDIDATES])
 
 
 def combinations(learned: Learned, judged: Judged) -> list[list[int]]:

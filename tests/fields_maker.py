@@ -10,10 +10,11 @@ from threadpoolctl import threadpool_limits
 
 from policies.answers import AnswerForms
 from policies.artifact import Manifest, write_version
-from policies.features import MAX_CHARS
+from policies.features import MAX_CHARS, TextEncoder
 from policies.judging import judge
 from policies.learning import Learned, learn, silent
-from policies.serving import combinations, export_stages, frontier_entries, shared_files
+from policies.policy import Policy
+from policies.serving import combinations, export_stages, frontier_entries, probes_file, shared_files
 from policies.settings import FitConfig
 from policies.types import Trace
 
@@ -98,10 +99,14 @@ def fit_fields(traces: list[Trace], heads: Mapping[str, tuple[int, ...]], config
         files={},
         answers=AnswerForms.learn([trace.answer for trace in traces]).only(learned.labels),
     )
-    contents = {role: (f"{role}.onnx", graph) for _, found in stages for role, graph in found.items()}
+    graphs = {role: graph for _, found in stages for role, graph in found.items()}
+    contents = {role: (f"{role}.onnx", graph) for role, graph in graphs.items()}
     reading = learned.reading
     assert reading is not None
     assert reading.tokenizer_json is not None
     contents["tokenizer"] = ("tokenizer.json", reading.tokenizer_json)
+    if stages:
+        policy = Policy(manifest, graphs, TextEncoder(reading.tokenizer_json), words=reading.words)
+        contents["probes"] = ("probes.json", probes_file(policy, traces, learned))
     write_version(folder, manifest, contents, shared_files(reading))
     return learned
