@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any, Self
 
 from policies.prompt_spans import (
+    KINDS,
     MARK,
     begins_sentence,
     end_of,
@@ -30,25 +31,26 @@ _MOST_SPANS = 16
 _MOST_VALUES = 12  # that are remembered of a span
 # Different values after which a span varies: of names and numbers; of other words, and of what may be a label.
 _NAMES, _WORDS = 3, 8
-_SHORT = 16  # characters; a value of no more is never too long for a name
+_SHORT, _FEW = 16, 4  # characters, tokens: "O'Neil" has three; no more than these is never too long for a name
 _ALIKE = 0.6  # of the tokens; prompts with less in common are not aligned
 _TRIES = 64  # places at which the end of a span is looked for, in all
 _DEEPEST = 8
+_MARKS = frozenset("m")
 _CONTEXT = 80
 
 
 @dataclass(slots=True)
 class Span:
-    """A place where values vary: those of a `kind`, or else `values` and, where it is `open`, what looks like them.
+    """A place where values vary: those of a `kind`, or else `values`, and where it is open, what looks like them.
 
-    `strict`: it may be an item of a list of labels. `begins`: a sentence begins with it.
+    `strict`: it may be an item of a list of labels. `begins`: a sentence begins with it. What may stand here beside the
+    `values` is made of `looks` (empty: nothing may), like values of up to `longest` characters and `words` tokens.
     """
 
     kind: str = ""
     values: list[str] = field(default_factory=list)
     strict: bool = False
     begins: bool = False
-    open: bool = False
     longest: int = 0
     words: int = 0
     looks: frozenset[str] = frozenset()
@@ -56,24 +58,26 @@ class Span:
     @classmethod
     def learned(cls, values: Sequence[str], *, strict: bool, begins: bool) -> Self | None:
         """The span that has had these values; None where they are no values of one span."""
-        last = list(dict.fromkeys(values))[-_MOST_VALUES:]
-        sizes = [length(value) for value in last]
-        found = frozenset[str]().union(*(looks(value, begins) for value in last))
-        if not sizes or not all(sizes) or max(sizes) > LONGEST_SPAN or not _similar(last, sizes, found):
+        groups = _grouped(values, begins)
+        names, words, others = groups
+        if not any(groups) or not _similar(names, words + others):
             return None
-        needed = _NAMES if found.isdisjoint("wx") and not strict else _WORDS
-        varies = len(last) >= needed and "x" not in found
-        return cls("", last, strict, begins, varies, max(map(len, last)), max(sizes), found)
+        span = cls("", names + words + others, strict, begins)
+        varied = names + words if len(names) + len(words) >= _WORDS else names
+        if len(varied) >= (_WORDS if strict else _NAMES):
+            span.longest, span.words = max(map(len, varied)), max(map(length, varied))
+            span.looks = frozenset[str]().union(*(looks(value, begins) for value in varied))
+        return span
 
     def takes(self, value: str) -> bool:
         """Whether a value may stand here."""
         if value in self.values:
             return True
-        if not self.open or not value or len(value) > max(2 * self.longest, _SHORT):
+        if not self.looks or not value or len(value) > max(2 * self.longest, _SHORT):
             return False
-        allowed, found = self.looks | (frozenset("m") if "C" in self.looks else frozenset()), looks(value, self.begins)
-        most = self.words if "w" in found else max(2 * self.words, 2)
-        return found <= allowed and found.isdisjoint("x") and 0 < length(value) <= min(most, LONGEST_SPAN)
+        allowed, found = self.looks | (_MARKS if "C" in self.looks else frozenset()), looks(value, self.begins)
+        most = self.words if "w" in found else max(2 * self.words, _FEW)
+        return found <= allowed and 0 < length(value) <= min(most, LONGEST_SPAN)
 
     def ends(self, text: str, start: int, after: str) -> Iterator[int]:
         """Where a value may end that begins at `start` and that `after` follows."""
@@ -85,7 +89,7 @@ class Span:
         for value in self.values:
             if text.startswith(value, start) and text.startswith(after, start + len(value)):
                 yield start + len(value)
-        if not self.open:
+        if not self.looks:
             return
         if not after:
             if self.takes(text[start:]):
@@ -106,6 +110,8 @@ class Span:
     def from_json(cls, found: Any) -> Self:
         """What `to_json` gave. Raises ValueError for values that belong together in no prompt, TypeError."""
         if isinstance(found, str):
+            if found not in KINDS:
+                raise ValueError(f"there is no kind {found!r} of values in prompts")
             return cls(found)
         values, place = found
         span = cls.learned(values, strict="s" in place, begins="b" in place)
@@ -218,11 +224,23 @@ def tokens_of(text: str) -> Tokens:
     return found
 
 
-def _similar(values: Sequence[str], sizes: Sequence[int], found: frozenset[str]) -> bool:
-    """Whether values are of like length: a sentence more is no longer name."""
-    if found.isdisjoint("wx"):
-        return max(sizes) <= 3 * min(sizes) + 1 and max(map(len, values)) <= 4 * min(map(len, values)) + _SHORT
-    return max(sizes) <= min(sizes) + 1
+def _grouped(values: Sequence[str], begins: bool) -> tuple[list[str], list[str], list[str]]:
+    """Different values: names and numbers, plain words, and what no value of a call has; the last few of each."""
+    groups: tuple[list[str], list[str], list[str]] = ([], [], [])
+    for value in dict.fromkeys(values):
+        found = looks(value, begins)
+        groups[2 if "x" in found else 1 if "w" in found else 0].append(value)
+    return groups[0][-_MOST_VALUES:], groups[1][-_MOST_VALUES:], groups[2][-_MOST_VALUES // 2 :]
+
+
+def _similar(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether values are of like length: a sentence more is no longer name, and a word more may be `not`."""
+    sizes, more = [length(value) for value in names], [length(value) for value in others]
+    if not all(sizes + more) or max(sizes + more) > LONGEST_SPAN:
+        return False
+    if names and (max(sizes) > 3 * min(sizes) + 1 or max(map(len, names)) > 4 * min(map(len, names)) + _SHORT):
+        return False
+    return not more or max(more) <= min(more + sizes[:1]) + 1
 
 
 def _is_span(item: Piece) -> bool:
