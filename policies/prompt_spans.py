@@ -177,20 +177,19 @@ def _found(text: str) -> list[tuple[str, int, int]]:
         place = _PLACE.search(text, at)
         if place is None:
             break
-        at = min(len(text), place.start() + _WINDOW)
-        for match in _ANY.finditer(text, max(read, place.start() - _REACH), at):
-            whole = match
-            if match.end() == at < len(text):  # it may go on behind the window
-                again = _ANY.match(text, match.start())
-                if again is None:
-                    continue
-                whole = again
+        at = place.start() + _WINDOW
+        end = min(len(text), at + _REACH)
+        for match in _ANY.finditer(text, max(read, place.start() - _REACH), end):
+            if match.start() >= at:  # of the next window
+                break
+            # What goes on behind the end is read to its own.
+            whole = match if match.end() < end else _ANY.match(text, match.start()) or match
             read = whole.end()
             kind = whole.lastgroup or ""
             if kind == "id" and not _is_random(whole[0]):
                 kind = "number" if whole[0].isdigit() else ""
             if kind:
-                found.append((kind, whole.start(), whole.end()))
+                found.append((kind, whole.start(), read))
         at = max(at, read)
     return found
 

@@ -5,13 +5,12 @@ in a few short places widens it: the values seen there are remembered, and once 
 values of a call, whatever looks like them may stand there.
 """
 
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Self
 
+from policies.prompt_gaps import Gap, gaps
 from policies.prompt_spans import (
     KINDS,
     MARK,
@@ -34,7 +33,6 @@ _NAMES, _WORDS = 3, 8
 _SHORT, _FEW = 16, 4  # characters, tokens: "O'Neil" has three; no more than these is never too long for a name
 _ALIKE = 0.6  # of the tokens; prompts with less in common are not aligned
 _TRIES = 64  # places at which the end of a span is looked for, in all
-_DEEPEST = 8
 _MARKS = frozenset("m")
 _CONTEXT = 80
 
@@ -171,14 +169,14 @@ class Template:
         mine = {item for item in items if isinstance(item, str)}
         if len(mine & {token for token, _ in new}) < _ALIKE * len(mine):
             return None
-        gaps = _joined(_gaps(items, [token for token, _ in new], (0, len(items), 0, len(new)), 0), items)
-        return None if len(gaps) > _MOST_SPANS else self._with(items, new, gaps)
+        found = _joined(gaps(items, [token for token, _ in new]), items)
+        return None if len(found) > _MOST_SPANS else self._with(items, new, found)
 
-    def _with(self, items: list[Piece], new: "Tokens", gaps: "list[_Gap]") -> "Template | None":
+    def _with(self, items: list[Piece], new: "Tokens", places: Sequence[Gap]) -> "Template | None":
         """This template with a span in the place of each gap."""
         pieces: list[Piece] = []
         at = 0
-        for a0, a1, b0, b1 in gaps:
+        for a0, a1, b0, b1 in places:
             _add(pieces, items[at:a0])
             before, at = pieces[-1] if pieces else "", a1
             if isinstance(before, Span) or (a1 < len(items) and _is_span(items[a1])):
@@ -273,57 +271,10 @@ def _add(pieces: list[Piece], items: Sequence[Piece]) -> None:
             pieces.append(item)
 
 
-_Gap = tuple[int, int, int, int]
-
-
-def _gaps(a: Sequence[Any], b: Sequence[Any], within: _Gap, depth: int) -> list[_Gap]:
-    """Where two sequences differ, as (start and end in a, start and end in b): patience diff, bounded in depth."""
-    a0, a1, b0, b1 = within
-    while a0 < a1 and b0 < b1 and a[a0] == b[b0]:
-        a0, b0 = a0 + 1, b0 + 1
-    while a0 < a1 and b0 < b1 and a[a1 - 1] == b[b1 - 1]:
-        a1, b1 = a1 - 1, b1 - 1
-    if a0 == a1 and b0 == b1:
-        return []
-    anchors = _anchors(a, b, (a0, a1, b0, b1)) if depth < _DEEPEST and a0 < a1 and b0 < b1 else []
-    if not anchors:
-        return [(a0, a1, b0, b1)]
-    found = []
-    for i, j in [*anchors, (a1, b1)]:
-        found += _gaps(a, b, (a0, i, b0, j), depth + 1)
-        a0, b0 = i, j
-    return found
-
-
-def _anchors(a: Sequence[Any], b: Sequence[Any], within: _Gap) -> list[tuple[int, int]]:
-    """The longest rising run of words that stand once in each of both."""
-    a0, a1, b0, b1 = within
-    mine = Counter(item for item in a[a0:a1] if isinstance(item, str))
-    theirs = Counter(b[b0:b1])
-    places = {b[j]: j for j in range(b0, b1) if theirs[b[j]] == 1}
-    pairs = [
-        (i, places[a[i]])
-        for i in range(a0, a1)
-        if isinstance(a[i], str) and mine[a[i]] == 1 and a[i] in places and (is_word(a[i]) or a[i][:1] == MARK)
-    ]
-    tops: list[int] = []  # the least last place of a run of each length
-    ends: list[int] = []
-    before: list[int] = []
-    for index, (_, j) in enumerate(pairs):
-        k = bisect_left(tops, j)
-        before.append(ends[k - 1] if k else -1)
-        tops[k : k + 1], ends[k : k + 1] = [j], [index]
-    found, at = [], ends[-1] if ends else -1
-    while at >= 0:
-        found.append(pairs[at])
-        at = before[at]
-    return found[::-1]
-
-
-def _joined(gaps: list[_Gap], items: Sequence[Piece]) -> list[_Gap]:
+def _joined(places: Sequence[Gap], items: Sequence[Piece]) -> list[Gap]:
     """Gaps with no word between them are one: of "J. Smith" and "K. Jones" the dot is no part of the template."""
-    found: list[_Gap] = []
-    for gap in gaps:
+    found: list[Gap] = []
+    for gap in places:
         between = items[found[-1][1] : gap[0]] if found else ()
         if found and not any(isinstance(item, Span) or is_word(item.lstrip(MARK)) for item in between):
             found[-1] = (found[-1][0], gap[1], found[-1][2], gap[3])
