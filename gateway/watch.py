@@ -224,7 +224,7 @@ class Watch:
         budget = self._budgets.get(project)
         unused = budget.withdraw() if last and budget is not None else 0
         _, usd = (0, 0.0) if budget is None else budget.take()
-        wanted = 0 if last or budget is None else max(0, lease(state) - budget.left)
+        wanted = 0 if last or budget is None else max(0, lease(state, audits) - budget.left)
         spent = Spent(new[""], usd, wanted, unused)
         granted = 0
 

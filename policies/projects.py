@@ -5,7 +5,7 @@ What is changed here is in force in every process that serves the same store wit
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import log
 from typing import Any, Self
 
@@ -79,7 +79,7 @@ class Projects:
         def step(document: dict[str, Any], *_: object) -> tuple[dict[str, Any], Sequence[Move]]:
             state = read(document)
             moves = move(state)
-            return state.to_json(), moves
+            return state.to_json(), [replace(made, project=project) for made in moves]
 
         _, document = self._record.change(project, [], step)
         return summary(project, read(document))
