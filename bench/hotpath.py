@@ -35,8 +35,8 @@ from gateway.app import Gateway, create_app
 from gateway.asgi import ON_LEAVE, tracer_headers
 from gateway.attempts import Guarded
 from gateway.control import read_control
+from gateway.prompts import prompt_of
 from gateway.reading import read_answer
-from gateway.recognise import prompt_fingerprint
 from gateway.services import Services
 from gateway.settings import build_settings
 from gateway.shapes import Shape, Shapes
@@ -222,7 +222,7 @@ def make_steps(services: Services, texts: Sequence[str]) -> dict[str, Callable[[
         "metrics: one count, one time": count,
         "(streamed) answer: events": lambda: render_stream(reply, envelope, include_usage=True),
         "(new shape) body": lambda: recogniser.recognise(parse_chat(body), None),
-        "(new shape) prompt fingerprint": lambda: prompt_fingerprint(request, "gpt"),
+        "(new shape) prompt fingerprint": lambda: prompt_of(request, "gpt").fingerprint,
         "(forwarded) answer read for the trace": lambda: read_answer(Surface.CHAT, answer_headers, COMPLETION),
     }
 

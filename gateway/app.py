@@ -107,6 +107,10 @@ async def _running(services: Services) -> AsyncIterator[None]:
         stack.push_async_callback(services.access.stop)
         await services.registry.start()
         stack.push_async_callback(services.registry.stop)
+        await services.watch.start()
+        stack.push_async_callback(services.watch.stop)
+        await services.auditor.start()
+        stack.push_async_callback(services.auditor.stop)
         services.metrics.workers.set(1)
         yield
 

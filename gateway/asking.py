@@ -4,6 +4,7 @@ from starlette.types import Message
 
 from gateway.encoding import JSON
 from gateway.exchange import Exchange
+from gateway.headers import account_only
 from gateway.relay import Client, Outcome, forward
 from gateway.services import Services
 from gateway.upstream import Upstream, UpstreamCall
@@ -13,8 +14,7 @@ from gateway.wire import Surface
 async def ask(services: Services, exchange: Exchange, upstream: Upstream, surface: Surface, body: bytes) -> Outcome:
     """Ask `upstream` for a whole answer; raises as `forward` does, ClientGone where the client leaves meanwhile."""
     # Of the client's headers only what says who asks belongs to a call whose body is ours.
-    account = services.settings.access.account_headers
-    kept = [(name, value) for name, value in exchange.scope["headers"] if name in account]
+    kept = account_only(exchange.scope["headers"], services.settings.access.account_headers)
     headers = [(b"content-type", JSON), (b"accept", JSON), *kept]
     call = UpstreamCall("POST", surface, b"", headers, body)
     client = Client(exchange.scope, exchange.receive, _discard)

@@ -53,6 +53,8 @@ class Guarded:
 
     async def send(self, call: UpstreamCall) -> UpstreamAnswer:
         """Forward a call, again where that is allowed. Raises UpstreamUnavailable while the breaker is open."""
+        if call.aside:
+            return await self._aside(call)
         # A body that comes piece by piece is gone when it has been sent.
         retries = self.settings.retries if isinstance(call.body, bytes) else 0
         for retried in range(retries):
@@ -75,9 +77,7 @@ class Guarded:
         return await self._once(call)
 
     async def _once(self, call: UpstreamCall) -> UpstreamAnswer:
-        if wait := self._breaker.wait():
-            message = f"The upstream {self.name!r} failed too often in a row; it is asked again in a while."
-            raise UpstreamUnavailable(message, math.ceil(wait))
+        self._check_breaker()
         upload = None if isinstance(call.body, bytes) else _Upload(call.body)
         asked = call if upload is None else call._replace(body=upload)
         ticket = self._breaker.enter()
@@ -96,6 +96,30 @@ class Guarded:
             return answer
         finally:
             self._tell()
+
+    async def _aside(self, call: UpstreamCall) -> UpstreamAnswer:
+        """A call that nobody waits for: never the probe that others wait for, and its failure opens no breaker."""
+        self._check_breaker()
+        try:
+            answer = await self._upstream.send(call)
+        except UpstreamUnreachable:
+            self._count("unreachable")
+            raise
+        except UpstreamTimeout as error:
+            if error.setting != "pool_timeout":
+                self._count("timeout")
+            raise
+        if answer.status not in _AWAY:
+            self._breaker.succeeded()
+            self._tell()
+        if answer.status >= 400:
+            self._count(f"status_{answer.status // 100}xx")
+        return answer
+
+    def _check_breaker(self) -> None:
+        if wait := self._breaker.wait():
+            message = f"The upstream {self.name!r} failed too often in a row; it is asked again in a while."
+            raise UpstreamUnavailable(message, math.ceil(wait))
 
     def _tell(self) -> None:
         if self._shown is not self._breaker.open:
@@ -179,7 +203,8 @@ class Route:
 
     async def send(self, call: UpstreamCall) -> UpstreamAnswer:
         """Forward a call; where it fails, to the fallbacks in order. The first failure is told where none succeeds."""
-        if not self._fallbacks or call.path not in _REPLACEABLE or not isinstance(call.body, bytes):
+        alone = call.aside or call.path not in _REPLACEABLE
+        if not self._fallbacks or alone or not isinstance(call.body, bytes):
             return await self._upstream.send(call)
         try:
             first = await self._upstream.send(call)

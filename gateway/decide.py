@@ -101,6 +101,7 @@ class Decider:
         policy = serving.policy
         if policy is None:
             return deferred(serving, serving.reason)
+        agreement = serving.held_to(agreement)
         local = serving.decided.get((text, agreement))
         if local is not None:
             return of_local(local, serving)
@@ -126,7 +127,7 @@ class Decider:
             return deferred(serving, serving.reason)
         started = perf_counter()
         try:
-            local = policy.decide(value, agreement)
+            local = policy.decide(value, serving.held_to(agreement))
         except Exception as error:  # noqa: BLE001 - the border of local scoring: any fault ends in a forward
             return self._failed(serving, error)
         self._metrics.decision_seconds.observe(perf_counter() - started)
@@ -140,6 +141,7 @@ class Decider:
         policy = serving.policy
         if policy is None:
             return [deferred(serving, serving.reason)] * len(rows)
+        agreement = serving.held_to(agreement)
         scorer, found = self._scorers.of(policy), list[_Said]()
         while len(found) < len(rows):
             work = partial(_for_a_while, policy, rows[len(found) :], agreement)
@@ -163,6 +165,7 @@ class Decider:
         policy = serving.policy
         if policy is None:
             return None
+        agreement = serving.held_to(agreement)
         try:
             if len(text) > LONG_CHARS or policy.encodes(stage):
                 return await self._scorers.of(policy).run(partial(policy.probabilities, text, agreement))
@@ -184,7 +187,7 @@ class Decider:
         policy = serving.policy
         if policy is None:
             return deferred(serving, serving.reason)
-        started = perf_counter()
+        started, agreement = perf_counter(), serving.held_to(agreement)
         with watched():
             try:
                 local = await self._slowly(policy, text, agreement)
@@ -248,5 +251,7 @@ def deferred(serving: Serving, reason: Reason) -> Decision:
 def of_local(local: LocalDecision, serving: Serving) -> Decision:
     """The call's decision where the policy has said `local`."""
     score = local.accept_score if local.reason in _SCORED else None
+    if local.label in serving.withheld:
+        return Decision(Lane.TEACHER, None, score, Reason.LABEL, serving.version, -1, local.guess)
     lane = Lane.SURROGATE if local.handled else Lane.TEACHER
     return Decision(lane, local.label, score, local.reason, serving.version, local.stage, local.guess)

@@ -47,6 +47,11 @@ def without_account(headers: Headers, account: frozenset[bytes] = ACCOUNT_HEADER
     return [(n, v) for n, v in headers if n not in account and n != b"cookie"]
 
 
+def account_only(headers: Headers, account: frozenset[bytes] = ACCOUNT_HEADERS) -> list[tuple[bytes, bytes]]:
+    """Of the headers those of `account`, which say who asks: what belongs to a question of the gateway's own."""
+    return [(n, v) for n, v in headers if n in account]
+
+
 def holds_own_key(name: bytes, value: bytes) -> bool:
     """Whether a header of any name carries a key of this gateway: bare, in other text, or in Basic credentials."""
     pattern = _LIKE_OURS if name in KEY_HEADERS else _OURS_WHOLE

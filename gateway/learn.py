@@ -5,9 +5,11 @@ import time
 from dataclasses import dataclass
 
 from gateway.decide import Decision
-from gateway.reading import read_answer
+from gateway.observing import Fits, Observed, anything
+from gateway.reading import Teacher, read
 from gateway.recognise import Recognised
 from gateway.relay import COPY_LIMIT, Outcome
+from gateway.retrying import seconds_asked
 from gateway.services import Services
 from gateway.shapes import Shape
 from gateway.upstream import Upstream
@@ -30,26 +32,45 @@ class Forwarded:
     upstream: Upstream
 
 
-def learn(services: Services, call: Forwarded, outcome: Outcome) -> Answer | None:
-    """Record the teacher's answer where there is a whole one, and return it.
+def learn(services: Services, call: Forwarded, outcome: Outcome, fits: Fits = anything) -> Answer | None:
+    """Record the teacher's answer where there is a whole one, and return it. `fits` is as in `Observed`.
 
     Call it when the client has its last byte: it parses. Never raises.
     """
+    if outcome.status == 429 and not outcome.fallback:
+        services.auditor.throttled(outcome.upstream, seconds_asked(outcome.headers))
     if outcome.status != 200 or not (outcome.copy or outcome.overlong):
         return None
     try:
+        teacher = Teacher()
         if outcome.copy:
-            answer = read_answer(call.surface, outcome.headers, bytes(outcome.copy))
+            answer, teacher = read(call.surface, outcome.headers, bytes(outcome.copy))
         else:
             answer = Answer(f"an answer of more than {COPY_LIMIT:,} bytes", AnswerKind.OTHER)
         # What another model said in the teacher's place is not what the teacher would have said.
         if answer is not None and call.found.text is not None and not outcome.fallback and call.shape.chosen_freely:
             services.traces.record(_trace(call, call.found.text, answer))
+            if services.watch.compares(call.found.project):
+                services.watch.saw(_observed(call, call.found.text, answer, teacher, fits))
     except Exception as error:  # noqa: BLE001 - the border of an endpoint whose client is already served
         services.metrics.internal_errors.labels("trace").inc()
         logger.error("reading an answer failed (%s); the call is no trace", type(error).__name__)
         return None
     return answer
+
+
+def _observed(call: Forwarded, text: str, answer: Answer, teacher: Teacher, fits: Fits) -> Observed:
+    return Observed(
+        project=call.found.project,
+        text=text,
+        answer=answer,
+        teacher=teacher,
+        prompt=call.shape.prompt(call.model),
+        fits=fits,
+        reason=call.decision.reason,
+        guess=call.decision.guess,
+        ts=time.time(),
+    )
 
 
 def _trace(call: Forwarded, text: str, answer: Answer) -> StoredTrace:

@@ -5,6 +5,7 @@ request, so no client can make the number of series grow.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
@@ -48,6 +49,69 @@ class PolicyGauges(Collector):
             certified.add_metric([project], served[1])
             coverage.add_metric([project], served[2])
         yield from (info, certified, coverage)
+
+
+class ProjectGauges(Collector):
+    """Where each project stands, and what its audits say, as of the last look at the store: all processes' together."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._summaries: dict[str, dict[str, Any]] = {}
+        registry.register(self)
+
+    def set(self, project: str, summary: dict[str, Any]) -> None:
+        """The project stands so from now on (`policies.projects.summary`)."""
+        self._summaries[project] = summary
+
+    def collect(self) -> Iterator[Metric]:
+        """The families."""
+        state = GaugeMetricFamily(
+            "tracer_project_state", "1 for the state a project is in.", labels=["project", "state"]
+        )
+        policy = GaugeMetricFamily(
+            "tracer_policy_state",
+            "1 for the state of each of a project's policies.",
+            labels=["project", "version", "state"],
+        )
+        withheld = GaugeMetricFamily(
+            "tracer_labels_withheld", "Labels that the live policy does not answer for now.", labels=["project"]
+        )
+        rate = GaugeMetricFamily("tracer_audit_rate", "Share of handled calls that is audited.", labels=["project"])
+        shadow = GaugeMetricFamily(
+            "tracer_shadow_comparisons", "Comparisons of the policy in shadow with the teacher.", labels=["project"]
+        )
+        live = {key: GaugeMetricFamily(name, told, labels=["project"]) for key, (name, told) in _LIVE_GAUGES.items()}
+        for project, found in sorted(self._summaries.items()):
+            state.add_metric([project, found["state"]], 1)
+            rate.add_metric([project], found["audit_rate"])
+            for shown in found["policies"]:
+                policy.add_metric([project, shown["version"], shown["state"]], 1)
+                if shown["version"] == found["shadow"]:
+                    shadow.add_metric([project], shown["shadow"][0]["comparisons"])
+                if shown["version"] == found["live"]:
+                    withheld.add_metric([project], len(shown.get("withheld", ())))
+                    live["target"].add_metric([project], shown["target"])
+                    for key, value in shown.get("live", {}).items():
+                        if key in live and value is not None:
+                            live[key].add_metric([project], value)
+        yield from (state, policy, withheld, rate, shadow, *live.values())
+
+
+_LIVE_GAUGES = {
+    "target": ("tracer_agreement_target", "Agreement that the live policy promises."),
+    "audits": ("tracer_agreement_audits", "Audits that the figures of the live policy rest on."),
+    "agreement": ("tracer_agreement_estimate", "Agreement of the live policy with the teacher, by its audits."),
+    "agreement_lower": (
+        "tracer_agreement_lower_bound",
+        "Lower bound on the live policy's agreement, true at all times with probability 0.95.",
+    ),
+    "evidence_against": (
+        "tracer_evidence_against",
+        "Natural logarithm of the evidence that the promise is broken; at tracer_evidence_limit the policy is demoted.",
+    ),
+    "demoted_at": ("tracer_evidence_limit", "What tracer_evidence_against is compared with."),
+    "detector": ("tracer_drift", "Natural logarithm of the detector for change; at tracer_drift_limit it alarms."),
+    "detector_at": ("tracer_drift_limit", "What tracer_drift is compared with."),
+}
 
 
 class Metrics:
@@ -137,7 +201,7 @@ class Metrics:
         self.disconnects = Counter("tracer_disconnects", "Clients that left before their last byte.", registry=registry)
         self.internal_errors = Counter(
             "tracer_internal_errors",
-            "Faults caught at a border: endpoint, decide, trace, policy_watch, key_watch.",
+            "Faults caught at a border: endpoint, decide, trace, policy_watch, key_watch, audit.",
             ["where"],
             registry=registry,
         )
@@ -150,6 +214,25 @@ class Metrics:
         )
         self.trace_queue = SampledGauge(
             "tracer_trace_queue", "Traces waiting for the store.", multiprocess_mode="livesum", registry=registry
+        )
+        self.audits = Counter(
+            "tracer_audits",
+            "Handled calls drawn to be asked of the teacher as well, by what became of it: agreed, disagreed, unread, "
+            "failed, expired, dropped, throttled.",
+            ["project", "result"],
+            registry=registry,
+        )
+        self.audit_usd = Counter(
+            "tracer_audit_usd",
+            "What audits cost, where the project's settings say what tokens cost.",
+            ["project"],
+            registry=registry,
+        )
+        self.audit_queue = SampledGauge(
+            "tracer_audit_queue",
+            "Audits waiting for the teacher's answer.",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
         self.forwards = SampledGauge(
             "tracer_forwards", "Calls that are with an upstream.", multiprocess_mode="livesum", registry=registry
@@ -176,6 +259,16 @@ class Metrics:
             registry=registry,
         )
         self.policies = PolicyGauges(registry)
+        self.projects = ProjectGauges(registry)
+        self.store_up = Gauge(
+            "tracer_store_up",
+            "1 while the store answers: what projects are to do comes from there.",
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self.evidence_dropped = Counter(
+            "tracer_evidence_dropped", "Teacher's answers that found no room to be compared.", registry=registry
+        )
         self.policy_loads = Counter(
             "tracer_policy_loads", "Policy folders read, by outcome: ok or damaged.", ["outcome"], registry=registry
         )

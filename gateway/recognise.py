@@ -4,12 +4,9 @@ A project's call is known by its model name `tracer/<project>`, by the header `x
 match on the system prompt; in that order.
 """
 
-import hashlib
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
-import orjson
 
 from gateway import parameters
 from gateway.errors import UnknownProject
@@ -18,12 +15,8 @@ from gateway.wire import ModelRequest, text_of
 from policies.types import Reason
 
 MODEL_PREFIX = "tracer/"
-_INSTRUCTION_ROLES = frozenset({"system", "developer"})
+INSTRUCTION_ROLES = frozenset({"system", "developer"})
 _MESSAGE_KEYS = frozenset({"role", "content", "name"})
-_PROMPT_KEYS = (
-    *("tools", "functions", "tool_choice", "response_format", "reasoning_effort", "verbosity"),
-    *("text", "reasoning", "questions"),
-)
 _PART_KEYS = frozenset({"type", "text"})
 _PART_REASONS = {"image_url": Reason.IMAGE, "input_audio": Reason.AUDIO, "file": Reason.FILE}
 
@@ -98,9 +91,9 @@ def read_input(request: ModelRequest, last_user_message: bool) -> tuple[str | No
     content = last.get("content")
     if last["role"] != "user" or content is None or content == []:
         return None, Reason.NO_INPUT
-    if not last_user_message and any(message["role"] not in _INSTRUCTION_ROLES for message in before):
+    if not last_user_message and any(message["role"] not in INSTRUCTION_ROLES for message in before):
         return None, Reason.CONVERSATION
-    read = [last, *(message for message in before if message["role"] in _INSTRUCTION_ROLES)]
+    read = [last, *(message for message in before if message["role"] in INSTRUCTION_ROLES)]
     reason = next((found for message in read if (found := _message_reason(message)) is not None), None)
     return (text_of(content), None) if reason is None else (None, reason)
 
@@ -109,21 +102,10 @@ def instructions(messages: list[dict[str, Any]]) -> str:
     """The text of the leading system and developer messages, joined by newlines."""
     texts = []
     for message in messages:
-        if message["role"] not in _INSTRUCTION_ROLES:
+        if message["role"] not in INSTRUCTION_ROLES:
             break
         texts.append(text_of(message.get("content")) or "")
     return "\n".join(texts)
-
-
-def prompt_fingerprint(request: ModelRequest, model: str) -> str:
-    """Identity of everything but the input: 16 hex digits over model, other messages, tools and response format."""
-    asked = {key: request.body[key] for key in _PROMPT_KEYS if request.body.get(key) is not None}
-    shape = {"model": model, "messages": request.messages[:-1], **asked}
-    try:
-        canonical = orjson.dumps(shape, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # a lone surrogate, or an integer beyond 64 bits
-        canonical = repr(sorted(shape.items())).encode("utf-8", "backslashreplace")
-    return hashlib.sha256(canonical).hexdigest()[:16]
 
 
 def _message_reason(message: dict[str, Any]) -> Reason | None:

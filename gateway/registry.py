@@ -1,13 +1,15 @@
-"""The policies being served, by project: loaded, watched and swapped whole.
+"""What each project serves: the policies in its folder, and where each of them stands.
 
-The manifest on disk is the truth: a new one is loaded and swapped in, a damaged one stops local answers, a removed one
-brings the project back to observing.
+The manifest on disk is the truth about what there is: a new version is offered to the store, a damaged folder stops
+local answers, a removed one brings the project back to observing. The store is the truth about which of them answers
+(`gateway.watch` reads it and calls `obey`). What is served is swapped whole.
 """
 
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gateway.memory import give_back
@@ -16,6 +18,8 @@ from gateway.settings import Settings
 from policies.artifact import MANIFEST
 from policies.errors import ArtifactError, PolicyMissing
 from policies.policy import Policy
+from policies.prompts import Family
+from policies.states import State
 from policies.types import LocalDecision, Reason
 
 logger = logging.getLogger(__name__)
@@ -25,6 +29,39 @@ Decided = dict[tuple[str, float | None], LocalDecision]
 # What tells one manifest.json from the next without reading it: (mtime_ns, inode, size).
 _Mark = tuple[int, int, int]
 
+# Why a project whose policies stand so answers nothing here.
+_REASONS = {
+    State.OBSERVING: Reason.STATE,
+    State.CANDIDATE: Reason.CANDIDATE,
+    State.SHADOW: Reason.SHADOW,
+    State.DEMOTED: Reason.DEMOTED,
+    State.RETIRED: Reason.DEMOTED,
+    State.LIVE: Reason.STATE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the store says of a project: which version answers, held to which agreement (None: its target).
+
+    `withheld` labels are not answered. `family` are the prompts that the live policy is certified for, None while they
+    are taken on trust. `shadow` is the version that decides beside the teacher, `kept` one that a rollback would want.
+    """
+
+    state: State
+    paused: bool = False
+    live: str | None = None
+    agreement: float | None = None
+    withheld: frozenset[str] = frozenset()
+    family: Family | None = None
+    shadow: str | None = None
+    kept: str | None = None
+
+    @property
+    def versions(self) -> set[str]:
+        """The versions to have loaded."""
+        return {version for version in (self.live, self.shadow, self.kept) if version is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class Serving:
@@ -32,11 +69,15 @@ class Serving:
 
     Where `policy` is None, `reason` says why every call is deferred. `decided` is what the policy has said of short
     texts: it says the same of them every time, and customers say the same things (see `Decider.decide_quickly`).
+    `agreement`, `withheld` and `family` are as in `Orders`.
     """
 
     policy: Policy | None
     reason: Reason = Reason.NO_POLICY
     detail: str = ""
+    agreement: float | None = None
+    withheld: frozenset[str] = frozenset()
+    family: Family | None = field(default=None, compare=False)
     decided: Decided = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -48,28 +89,67 @@ class Serving:
         """A label of the policy as its teacher says it; None where there is none."""
         return None if label is None or self.policy is None else self.policy.said(label)
 
+    def held_to(self, asked: float | None) -> float | None:
+        """The agreement that a call's answer must have: what it asks for, or what the policy is held to."""
+        own = self.agreement
+        return own if asked is None or (own is not None and own > asked) else asked
+
     @property
     def state(self) -> str:
-        """One word for people: observing, live, refused or damaged."""
-        if self.policy is None:
-            return "damaged" if self.reason is Reason.DAMAGED else "observing"
-        return "live" if self.policy.certified else "refused"
+        """One word for people."""
+        if self.policy is not None:
+            return "live" if self.policy.certified else "refused"
+        return _STATES.get(self.reason, "observing")
+
+
+_STATES = {
+    Reason.DAMAGED: "damaged",
+    Reason.CANDIDATE: "candidate",
+    Reason.SHADOW: "shadow",
+    Reason.DEMOTED: "demoted",
+    Reason.PAUSED: "paused",
+    Reason.STATE: "unknown",
+}
 
 
 class Registry:
-    """Loaded policies by project. `start` loads them and watches their folders until `stop`."""
+    """Loaded policies by project. `start` loads them and watches their folders until `stop`.
+
+    A project without an upstream has nobody to be compared with: until the store speaks it serves what its folder does.
+    Any other serves nothing until then.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._paths = {name: project.policy for name, project in settings.projects.items()}
+        self._alone = {name for name in self._paths if settings.upstream_of(name) is None}
         self._interval = settings.server.policy_poll_seconds
         self._metrics = metrics
-        self._serving = dict.fromkeys(self._paths, Serving(None))
+        self._offered = dict.fromkeys(self._paths, Serving(None))
+        self._serving = dict(self._offered)
+        self._orders: dict[str, Orders] = {}
+        # Versions of a project that are loaded, and what was wrong with those that could not be.
+        self._loaded: dict[str, dict[str, Policy | str]] = {name: {} for name in self._paths}
         self._marks: dict[str, _Mark | None] = {}
         self._watcher: asyncio.Task[None] | None = None
+        self.on_offer: Callable[[str, Policy], None] = lambda *_: None
+        """Called, on the event loop, with each policy that a folder serves anew."""
 
     def serving(self, project: str) -> Serving:
         """What `project`, which is configured, serves now."""
         return self._serving[project]
+
+    def offered(self, project: str) -> Policy | None:
+        """The policy that a project's folder serves."""
+        return self._offered[project].policy
+
+    def policy(self, project: str, version: str | None) -> Policy | None:
+        """A version that is loaded; None where it is not."""
+        found = self._loaded[project].get(version) if version is not None else None
+        return found if isinstance(found, Policy) else None
+
+    def orders(self, project: str) -> Orders | None:
+        """What the store has said of a project; None before it has."""
+        return self._orders.get(project)
 
     async def start(self) -> None:
         """Load every policy there is, then watch in the background."""
@@ -82,6 +162,21 @@ class Registry:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
+
+    def load(self, project: str, orders: Orders) -> dict[str, Policy | str]:
+        """The versions that `orders` name, those that are loaded already as they are. Blocks; changes nothing."""
+        known, found = self._loaded[project], dict[str, Policy | str]()
+        for version in orders.versions:
+            before = known.get(version)
+            found[version] = before if isinstance(before, Policy) else _load_version(self._paths[project], version)
+        return found
+
+    def obey(self, project: str, orders: Orders, loaded: dict[str, Policy | str]) -> None:
+        """Serve as the store says, from now on. On the event loop."""
+        offered = self._offered[project].policy
+        self._orders[project] = orders
+        self._loaded[project] = loaded if offered is None else {offered.version: offered, **loaded}
+        self._resolve(project)
 
     async def _watch(self) -> None:
         while True:
@@ -96,28 +191,53 @@ class Registry:
         for project, path in self._paths.items():
             mark = await asyncio.to_thread(_mark, path)
             # A damaged folder is read again each time: it may be a copy that is still under way.
-            if mark == self._marks.get(project) and self._serving[project].reason is not Reason.DAMAGED:
+            if mark == self._marks.get(project) and self._offered[project].reason is not Reason.DAMAGED:
                 continue
-            serving = await asyncio.to_thread(_load, path)
+            offered = await asyncio.to_thread(_load, path)
             self._marks[project] = mark
-            self._swap(project, serving)
-            if serving.policy is not None:
+            self._offer(project, offered)
+            if offered.policy is not None:
                 await asyncio.to_thread(give_back)
 
-    def _swap(self, project: str, new: Serving) -> None:
-        old = self._serving[project]
+    def _offer(self, project: str, offered: Serving) -> None:
+        before, self._offered[project] = self._offered[project], offered
+        policy = offered.policy
+        if offered.reason is Reason.DAMAGED and offered.detail != before.detail:
+            self._metrics.policy_loads.labels("damaged").inc()
+        if policy is not None:
+            self._metrics.policy_loads.labels("ok").inc()
+            self._loaded[project][policy.version] = policy
+        self._resolve(project)
+        if policy is not None:
+            self.on_offer(project, policy)
+
+    def _resolve(self, project: str) -> None:
+        """Swap what is served for what folder and store together say."""
+        new, old = self._wanted(project), self._serving[project]
+        if new.policy is old.policy:
+            new = replace(new, decided=old.decided)
         self._serving[project] = new
         if (new.version, new.reason, new.detail) == (old.version, old.reason, old.detail):
             return
         logger.info("project %s: %s %s%s", project, new.state, new.version or "", new.detail)
-        metrics = self._metrics
-        if new.reason is Reason.DAMAGED:
-            metrics.policy_loads.labels("damaged").inc()
-        if new.policy is not None:
-            metrics.policy_loads.labels("ok").inc()
         certified = new.policy is not None and new.policy.certified
         coverage = new.policy.manifest.certificate.coverage if new.policy is not None and certified else 0.0
-        metrics.policies.set(project, new.version, certified, coverage)
+        self._metrics.policies.set(project, new.version, certified, coverage)
+
+    def _wanted(self, project: str) -> Serving:
+        offered, orders = self._offered[project], self._orders.get(project)
+        if offered.policy is None:
+            return offered
+        if orders is None:
+            return offered if project in self._alone or not offered.policy.certified else Serving(None, Reason.STATE)
+        if orders.paused:
+            return Serving(None, Reason.PAUSED)
+        if orders.live is None:
+            return offered if orders.state is State.REFUSED else Serving(None, _REASONS[orders.state])
+        found = self._loaded[project].get(orders.live, f"the live policy {orders.live} is not loaded")
+        if isinstance(found, str):
+            return Serving(None, Reason.DAMAGED, found)
+        return Serving(found, agreement=orders.agreement, withheld=orders.withheld, family=orders.family)
 
 
 def _mark(path: Path) -> _Mark | None:
@@ -138,3 +258,13 @@ def _load(path: Path) -> Serving:
     except Exception as error:  # the border of a load: whatever is wrong with it, the folder is no policy
         logger.exception("loading the policy at %s failed", path)
         return Serving(None, Reason.DAMAGED, f"{type(error).__name__}: {error}")
+
+
+def _load_version(path: Path, version: str) -> Policy | str:
+    try:
+        return Policy.load(path, version)
+    except ArtifactError as error:
+        return str(error)
+    except Exception as error:  # the border of a load, as above
+        logger.exception("loading the policy %s at %s failed", version, path)
+        return f"{type(error).__name__}: {error}"

@@ -63,15 +63,16 @@ def wait_before(retried: int, headers: list[tuple[bytes, bytes]], longest: float
     What the upstream asks for is kept to; where it says nothing, the wait doubles with every retry and has up to a
     quarter taken off at random, so that calls that failed together do not come back together.
     """
-    asked = _asked(dict(headers))
+    asked = seconds_asked(headers)
     if asked is not None:
         return asked if asked <= longest else None
     wait: float = min(_FIRST_WAIT * 2**retried, _LONGEST_WAIT, longest)
     return wait * (1 - 0.25 * random.random())  # noqa: S311 - spreads calls, hides nothing
 
 
-def _asked(headers: dict[bytes, bytes]) -> float | None:
-    """The seconds an answer asks its client to wait; None where it does not, or in no way that can be read."""
+def seconds_asked(answered: list[tuple[bytes, bytes]]) -> float | None:
+    """The seconds an answer's headers ask its client to wait; None where they do not, or in no way that can be read."""
+    headers = dict(answered)
     for name, unit in ((b"retry-after-ms", 1e-3), (b"retry-after", 1.0)):
         seconds = _number(headers.get(name, b""))
         if seconds is not None:

@@ -6,6 +6,8 @@ from importlib import import_module
 
 from gateway.access import Access, build_access
 from gateway.attempts import Fallback, Guarded, Route
+from gateway.audited import AuditAnswers
+from gateway.auditor import Auditor
 from gateway.decide import Decider
 from gateway.errors import NoUpstream
 from gateway.large import LargeBodies
@@ -18,6 +20,7 @@ from gateway.settings import Settings, api_key
 from gateway.shared_metrics import MetricsFolder
 from gateway.trace_log import TraceLog
 from gateway.upstream import HttpUpstream, Upstream
+from gateway.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Services:
     decider: Decider
     upstreams: Mapping[str, Upstream]
     traces: TraceLog
+    watch: Watch
+    auditor: Auditor
     access: Access
     places: Places
     room: Room
@@ -49,16 +54,25 @@ def build_services(settings: Settings, environ: Mapping[str, str], folder: Metri
     """The parts `settings` asks for; raises SettingsError where an API key's variable is missing."""
     metrics = Metrics(folder)
     store = settings.store
+    registry, places = Registry(settings, metrics), Places(settings.server, metrics)
+    upstreams = _routes(settings, environ, metrics)
+    traces = TraceLog(store.url, store.spool, store.queue_size, metrics)
+    answers = AuditAnswers(traces, upstreams)
+    auditor = Auditor(settings, upstreams, places, metrics, answers.take)
+    watch = Watch(settings, registry, metrics, auditor.budgets)
+    answers.saw = watch.saw
     return Services(
         settings,
         metrics,
         Recogniser(settings),
-        Registry(settings, metrics),
+        registry,
         Decider(settings.server, metrics),
-        _routes(settings, environ, metrics),
-        TraceLog(store.url, store.spool, store.queue_size, metrics),
+        upstreams,
+        traces,
+        watch,
+        auditor,
         build_access(settings, metrics),
-        Places(settings.server, metrics),
+        places,
         Room(settings.server, metrics),
         LargeBodies(),
         folder,

@@ -33,6 +33,7 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 MOST_WORKERS = 256
 
 Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Frozen(BaseModel):
@@ -180,6 +181,49 @@ class MatchSettings(_Frozen):
         return self
 
 
+class ProofSettings(_Frozen):
+    """How sure promotion and demotion are. `false_alarm_audits`: the mean number of audits between false alarms."""
+
+    promotion_risk: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    demotion_risk: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    false_alarm_audits: Annotated[float, Field(ge=100)] = 20_000.0
+    system_fingerprint: bool = True
+
+
+class AdminSettings(_Frozen):
+    """The admin API. `key_env` None: there is none."""
+
+    key_env: str | None = None
+
+
+class AuditSettings(_Frozen):
+    """How many of the handled calls the teacher is asked as well. Rates are shares of calls, prices USD per million.
+
+    `first_rate` holds in the first hours that a policy answers, `most_rate` where evidence against it grows.
+    """
+
+    rate: Share = 0.02
+    first_rate: Share = 0.10
+    first_hours: Annotated[float, Field(ge=0)] = 6.0
+    most_rate: Share = 0.5
+    daily_calls: Annotated[int, Field(ge=0)] = 2_000
+    daily_usd: Annotated[float, Field(ge=0)] | None = None
+    price_input: Annotated[float, Field(ge=0)] | None = None
+    price_output: Annotated[float, Field(ge=0)] | None = None
+    expires: Seconds = 600.0
+    timeout: Seconds = 60.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.first_rate < self.rate:
+            raise ValueError(f"first_rate ({self.first_rate:g}) should be at least rate ({self.rate:g})")
+        if self.most_rate < self.first_rate:
+            raise ValueError(f"most_rate ({self.most_rate:g}) should be at least first_rate ({self.first_rate:g})")
+        if self.daily_usd is not None and None in (self.price_input, self.price_output):
+            raise ValueError("daily_usd needs price_input and price_output, or nobody knows what an audit costs")
+        return self
+
+
 class ProjectSettings(_Frozen):
     """One recurring decision."""
 
@@ -192,6 +236,9 @@ class ProjectSettings(_Frozen):
     multi_turn: Literal["defer", "last_user_message"] = "defer"
     prompt: str | None = None
     responses_default_store: Literal["answer", "forward"] = "answer"
+    promotion: Literal["shadow", "immediate", "manual"] = "shadow"
+    proof: ProofSettings = ProofSettings()
+    audit: AuditSettings = AuditSettings()
 
 
 class Settings(_Frozen):
@@ -199,6 +246,7 @@ class Settings(_Frozen):
 
     server: ServerSettings = ServerSettings()
     access: AccessSettings = AccessSettings()
+    admin: AdminSettings = AdminSettings()
     store: StoreSettings = StoreSettings()
     upstreams: Mapping[str, UpstreamSettings] = {}
     default_upstream: str | None = None
@@ -399,9 +447,15 @@ def _fields_at(location: list[str]) -> list[str]:
         "fallbacks": FallbackSettings,
         "projects": ProjectSettings,
         "match": MatchSettings,
+        "proof": ProofSettings,
+        "admin": AdminSettings,
+        "audit": AuditSettings,
     }
+    named = False
     for part in location:
-        model = inside.get(part, model)
+        # An upstream or a project may have the name of a section.
+        model = model if named else inside.get(part, model)
+        named = part in ("upstreams", "projects") and not named
     return list(model.model_fields)
 
 

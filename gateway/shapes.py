@@ -11,9 +11,11 @@ from typing import Any
 
 import orjson
 
-from gateway.recognise import Recognised, prompt_fingerprint
+from gateway.prompts import prompt_of
+from gateway.recognise import Recognised
 from gateway.wanted import Wanted, wanted
 from gateway.wire import ModelRequest
+from policies.prompts import Prompt
 
 # Of one surface: applications with as many prompts in turn are read anew each time, as they were before.
 _MOST = 8
@@ -33,7 +35,7 @@ class Shape:
         self.model = request.model
         self.project = project
         self._request = request  # of the first such call: its text is not that of the others
-        self._fingerprints: dict[str, str] = {}
+        self._prompts: dict[str, Prompt] = {}
 
     @property
     def model_spans(self) -> tuple[tuple[int, int], ...] | None:
@@ -61,12 +63,16 @@ class Shape:
         choice, tools = self._request.body.get("tool_choice"), self._request.body.get("tools") or ()
         return (choice != "none" or not tools) and (type(choice) is not dict or len(tools) <= 1)
 
+    def prompt(self, model: str) -> Prompt:
+        """Everything but the input, asked of `model`."""
+        found = self._prompts.get(model)
+        if found is None:
+            found = self._prompts[model] = prompt_of(self._request, model)
+        return found
+
     def fingerprint(self, model: str) -> str:
         """Identity of everything but the input, asked of `model`."""
-        found = self._fingerprints.get(model)
-        if found is None:
-            found = self._fingerprints[model] = prompt_fingerprint(self._request, model)
-        return found
+        return self.prompt(model).fingerprint
 
 
 class _Known:

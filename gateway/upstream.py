@@ -21,6 +21,7 @@ from multidict import CIMultiDict
 
 from gateway.errors import AnswerableError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 from gateway.headers import ACCOUNT_HEADERS, Headers, end_to_end, forwarded, without_account
+from gateway.limits import room_aside
 from gateway.request_body import PIECE, RequestBody, WriteStalled, whole
 from gateway.settings import UpstreamSettings
 
@@ -40,25 +41,31 @@ _HUNG_UP = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionEr
 
 
 class UpstreamCall(NamedTuple):
-    """A request to forward. `path` is what follows /v1, percent-encoded as it came."""
+    """A request to forward. `path` is what follows /v1, percent-encoded as it came.
+
+    `aside`: nobody waits for it. It is sent once, to nobody else, and only where it takes nothing from other calls.
+    """
 
     method: str
     path: str
     query: bytes
     headers: Headers
     body: bytes | AsyncIterator[bytes]
+    aside: bool = False
 
 
 class Origin(NamedTuple):
     """Who answered: an upstream, by the name the settings give it.
 
     `fallback`: it stood in for the upstream that was to be asked. `model` is what it was asked for where that is
-    another model than the call's own.
+    another model than the call's own. `named`: the model that an answer names is the one that gave it, and not only the
+    one that was asked for.
     """
 
     upstream: str
     model: str | None = None
     fallback: bool = False
+    named: bool = True
 
 
 class UpstreamAnswer(Protocol):
@@ -121,6 +128,7 @@ class HttpUpstream:
         self._account_headers = account_headers
         self._session: aiohttp.ClientSession | None = None
         self._places = asyncio.Semaphore(settings.max_connections)
+        self._taken = self._taken_aside = 0
         self._losses = _Losses()
 
     async def start(self) -> None:
@@ -149,18 +157,28 @@ class HttpUpstream:
         """Forward a call; a redirect is an answer like any other."""
         if self._session is None:
             raise RuntimeError("send before start")
+        if call.aside and not room_aside(self._settings.max_connections, self._taken, self._taken_aside):
+            raise UpstreamTimeout(f"The connections to the upstream {self.name!r} are in use.", "pool_timeout")
         if self._places.locked():
             await self._wait_for_place()
         else:
             await self._places.acquire()
+        self._taken += 1
+        self._taken_aside += call.aside
+        leave = partial(self._leave, call.aside)
         try:
             response = await self._response(self._session, call)
         except BaseException:
-            self._places.release()
+            leave()
             raise
-        answer = _HttpAnswer(response, Origin(self.name), self._places.release)
+        answer = _HttpAnswer(response, Origin(self.name), leave)
         self._losses.tell(response, answer)
         return answer
+
+    def _leave(self, aside: bool) -> None:
+        self._taken -= 1
+        self._taken_aside -= aside
+        self._places.release()
 
     async def _wait_for_place(self) -> None:
         try:

@@ -8,6 +8,7 @@ PolicyError
 │       └── PolicyChanged  the files are right, but what they decide is not what was certified
 ├── FitError               a fit cannot start (bad settings, mismatched embeddings)
 ├── ExportError            the ONNX graph decides differently from the fitted model
+├── LifecycleError         a policy cannot be moved so
 └── StoreError             the trace store cannot be reached or refuses
 """
 
@@ -42,6 +43,10 @@ class FitError(PolicyError):
 
 class ExportError(PolicyError):
     """The exported ONNX graph decides differently from the fitted model."""
+
+
+class LifecycleError(PolicyError):
+    """A policy cannot be moved so: it is not there, was refused, or stands there already. Nothing has changed."""
 
 
 class StoreError(PolicyError):

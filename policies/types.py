@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Reason(StrEnum):
@@ -19,6 +19,15 @@ class Reason(StrEnum):
     CONVERSATION = "conversation"  # the input hangs on earlier turns
     TEMPLATE = "template"  # the message is not built like those of the traces
     NO_EMBEDDING = "no_embedding"  # the policy reads embeddings and the request brought none
+    # Where the project's policy stands.
+    CANDIDATE = "candidate"  # certified on traces, and not compared with live calls yet
+    SHADOW = "shadow"  # it decides beside the teacher and has to prove itself first
+    DEMOTED = "demoted"  # evidence has stopped it
+    PAUSED = "paused"  # a person has stopped the project
+    STATE = "state"  # the store has not said yet where it stands
+    LABEL = "label"  # the answer would be a label that is withheld
+    PROMPT = "prompt"  # instructions, tools or parameters that it is not certified for
+    MODEL = "model"  # another model is asked for than it is certified for
     # Features of a request that a local answer cannot honour.
     UNKNOWN_PARAMETER = "unknown_parameter"  # one that did not exist when this was written
     UNSUPPORTED = "unsupported"  # one that steers sampling or the platform: stop, logit_bias, prediction, ...
@@ -43,7 +52,12 @@ class Reason(StrEnum):
 
 
 # Under these every call is deferred, whatever it says: what is recorded then is a fair sample of the traffic.
-FAIR_REASONS = frozenset({Reason.NO_POLICY, Reason.REFUSED, Reason.DAMAGED, Reason.NO_EMBEDDING, Reason.KEY})
+FAIR_REASONS = frozenset(
+    {
+        *(Reason.NO_POLICY, Reason.REFUSED, Reason.DAMAGED, Reason.NO_EMBEDDING, Reason.KEY),
+        *(Reason.CANDIDATE, Reason.SHADOW, Reason.DEMOTED, Reason.PAUSED, Reason.STATE, Reason.PROMPT, Reason.MODEL),
+    }
+)
 
 
 class AnswerKind(StrEnum):
@@ -132,3 +146,46 @@ class StoredTrace:
     training_allowed: bool = True
     kind: AnswerKind = AnswerKind.TEXT
     arguments: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What surrogate and teacher said of one live call.
+
+    `id` is the call's: the same comparison of the same `version` counts once. `kind` is `shadow` (the teacher answered,
+    the surrogate decided beside it) or `audit` (the surrogate answered, the teacher was asked in the background). `ts`
+    is seconds since the epoch. `label` is the surrogate's; `teacher` the teacher's, None where it is no label.
+    `probability`, in (0, 1], is that with which this call was to be compared; `base`, in (0, probability], the least
+    such probability at that moment over all calls that the statement is about: base / probability is the weight.
+    """
+
+    id: str
+    project: str
+    version: str
+    kind: str
+    ts: float
+    label: str
+    teacher: str | None
+    wrong: bool
+    probability: float
+    base: float
+    prompt: str = ""  # fingerprint
+    detail: str = ""  # JSON, or nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One step of a project, or of one version of its policy, from one state to the next.
+
+    `old` is None for the first. `cause` says why, `by` who: a person's key or the test that ruled. `ts` is seconds
+    since the epoch. `evidence` is JSON: the numbers on which it rests.
+    """
+
+    project: str
+    version: str | None
+    old: str | None
+    new: str
+    cause: str
+    by: str
+    ts: float
+    evidence: dict[str, Any]

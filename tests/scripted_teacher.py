@@ -463,6 +463,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "status_409": _status(409, "server_error", None),
     "status_422": _status(422, "invalid_request_error", None),
     "status_429": _status(429, "insufficient_quota", "insufficient_quota", (b"retry-after", b"7")),
+    "status_429_briefly": _status(429, "requests", "rate_limit_exceeded", (b"retry-after", b"1")),
     "status_500": _status(500, "server_error", None),
     "status_503": _status(503, "server_error", "overloaded", (b"retry-after", b"2"), (b"x-should-retry", b"false")),
     "slow_stream": _slow_stream,

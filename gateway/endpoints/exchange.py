@@ -121,13 +121,14 @@ class Endpoint(ABC):
             told = explanation(decision, serving, control.agreement)
             exchange.headers = [*exchange.headers, (b"x-tracer-explain", told)]
 
-    def count(self, project: str, lane: Lane, reason: str = "") -> None:
-        """Count a call, of a project or of none (""), under its lane and reason."""
+    def count(self, project: str, lane: Lane, reason: str = "", calls: int = 1) -> None:
+        """Count calls, of a project or of none (""), under their lane and reason."""
         key = project, lane, reason
         counter = self._counters.get(key)
         if counter is None:
             counter = self._counters[key] = self.metrics.requests.labels(*key)
-        counter.inc()
+        counter.inc(calls)
+        self.services.watch.count(project, reason, calls)
 
     def took(self, lane: Lane, seconds: float) -> None:
         """Take down how long a call took."""

@@ -4,8 +4,9 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from time import perf_counter
+from dataclasses import dataclass, field, replace
+from functools import partial
+from time import monotonic, perf_counter, time
 from typing import ClassVar
 
 from starlette.types import Scope
@@ -13,11 +14,14 @@ from starlette.types import Scope
 from gateway.answer import EVENT_STREAM, NO_CACHE, SURROGATE_MODEL
 from gateway.arguments import Writer, write_arguments
 from gateway.asgi import LOCAL_HEADERS, RELAYED_HEADERS, Whole, new_id, send_whole, tracer_headers, whole
+from gateway.audit import Audit
 from gateway.control import Control, Mode
 from gateway.decide import Decision, Lane, Watched, deferred
+from gateway.draw import share
 from gateway.endpoints.passthrough import Relaying
 from gateway.errors import AnswerableError, InternalError, InvalidRequest, KeptLocal, ModelNotAllowed
 from gateway.exchange import BEGUN, Exchange
+from gateway.headers import account_only
 from gateway.large import AT_ONCE
 from gateway.learn import Forwarded, learn
 from gateway.reading import readable
@@ -29,6 +33,8 @@ from gateway.shapes import Shape, Shapes
 from gateway.upstream import Upstream, UpstreamCall
 from gateway.wanted import misfit
 from gateway.wire import ModelRequest, Surface, with_model
+from policies.policy import Policy
+from policies.prompts import Known
 from policies.types import Answer, AnswerKind, Reason
 
 logger = logging.getLogger(__name__)
@@ -189,12 +195,15 @@ class ModelEndpoint(Relaying):
         model, body = self._for_teacher(call, call.found.project)
         outcome = await self._forward(exchange, upstream, body, copied=call.found.text is not None)
         forwarded = Forwarded(call.id, call.found, decision, self.surface, call.shape, model, upstream)
-        learn(self.services, forwarded, outcome)
+        learn(self.services, forwarded, outcome, partial(self._fits, call))
         return decision.lane
 
     def _answered(self, exchange: Exchange, call: LocalCall, decision: Decision, reply: Answer) -> Whole:
         """The answer of a handled call."""
         self._tell(exchange, call, decision)
+        pace = self.services.watch.paces[call.found.project]
+        if pace.rate:
+            self._draw(exchange, call, decision, pace.rate)
         content_type, body = self.answer(call, reply)
         # OpenAI's clients show it as the answer's `request_id`; a forwarded answer brings the upstream's own.
         headers = [*exchange.headers, (b"x-request-id", b"req_" + call.id.encode())]
@@ -265,10 +274,21 @@ class ModelEndpoint(Relaying):
         serving, found, control = call.serving, call.found, call.control
         if found.reason is not None or found.text is None:
             return deferred(serving, found.reason or Reason.NO_INPUT)
-        if serving.policy is not None and control.mode is Mode.TEACHER:
-            return deferred(serving, Reason.ASKED)
+        if serving.policy is not None:
+            if control.mode is Mode.TEACHER:
+                return deferred(serving, Reason.ASKED)
+            stranger = self._stranger(call)
+            if stranger is not None:
+                return deferred(serving, stranger)
         decision = self.services.decider.decide_quickly(serving, found.text, control.agreement)
         return None if decision is None else self._checked(call, decision)
+
+    def _stranger(self, call: LocalCall) -> Reason | None:
+        """Why the policy is not certified for what is asked beside the text, or None."""
+        family = call.serving.family
+        if family is None:
+            return None
+        return _UNKNOWN[family.knows(call.shape.prompt(self._model_of(call)))]
 
     def _checked(self, call: LocalCall, decision: Decision) -> Decision:
         """The policy's decision, put off where its answer is not what the call asks for."""
@@ -309,6 +329,55 @@ class ModelEndpoint(Relaying):
         asked = call.shape.model
         model = project.teacher if asked.startswith(MODEL_PREFIX) else asked
         return None if name is None or model is None else Writer(Lane.TEACHER, self.services.upstreams[name], model)
+
+    def _draw(self, exchange: Exchange, call: LocalCall, decision: Decision, rate: float) -> None:
+        """Have the teacher asked as well, where the draw falls so. Costs about a microsecond where it does not."""
+        watch, found, now = self.services.watch, call.found, time()
+        model = self._model_of(call)
+        upstream = self.services.settings.upstream_of(found.project)
+        if watch.draw is None or not model or upstream is None or decision.label is None:
+            return
+        # What could not be audited, whatever the draw, is not drawn; nor what the client left the teacher no choice in.
+        budget = self.services.auditor.budgets.get(found.project)
+        if budget is None or not budget.left or not call.shape.chosen_freely:
+            return
+        fingerprint = call.shape.fingerprint(model)
+        drawn = watch.draw.id(found.project, fingerprint, found.text or "", now)
+        if share(drawn) >= rate:
+            return
+        scope = exchange.scope
+        audit = Audit(
+            id=drawn,
+            project=found.project,
+            version=decision.policy_version or "",
+            label=decision.label,
+            text=found.text or "",
+            surface=self.surface,
+            model=model,
+            body=call.raw,
+            headers=account_only(scope["headers"], self.services.settings.access.account_headers),
+            upstream=upstream,
+            probability=rate,
+            base=rate,
+            fingerprint=fingerprint,
+            made_at=monotonic(),
+            ts=now,
+            query=scope["query_string"],
+        )
+        self.services.auditor.offer(audit)
+
+    def _model_of(self, call: LocalCall) -> str:
+        """The teacher's name for itself; "" where a call names none and none is configured."""
+        asked = call.shape.model
+        return (
+            self.services.settings.projects[call.found.project].teacher or ""
+            if asked.startswith(MODEL_PREFIX)
+            else asked
+        )
+
+    def _fits(self, call: LocalCall, policy: Policy, reply: Answer) -> bool:
+        """Whether another policy's answer would have been what the call asks for."""
+        return self.misfit(replace(call, serving=Serving(policy)), reply) is None
 
     def _for_teacher(self, call: LocalCall, project: str) -> tuple[str, bytes]:
         """The teacher's model name, and the body that asks for it."""
@@ -364,6 +433,9 @@ class ModelTurn:
             # The two hold each other: let go, they are gone at once, and not when the collector next looks.
             exchange.scope.pop(BEGUN, None)
         return answer
+
+
+_UNKNOWN: dict[Known, Reason | None] = {Known.YES: None, Known.MODEL: Reason.MODEL, Known.NO: Reason.PROMPT}
 
 
 def _wants_arguments(reply: Answer) -> bool:

@@ -86,7 +86,7 @@ class PredictBatch(Predict):
                     words.append(decision.word)
                     counts[decision.lane, decision.reason] += 1
         for (lane, reason), n in counts.items():
-            self.metrics.requests.labels(project, lane, reason or "").inc(n)
+            self.count(project, lane, reason or "", n)
         handled = [label is not None for label in labels]
         await answer_json(exchange, {"labels": labels, "decisions": words, "handled": handled})
 

@@ -1,1 +1,1 @@
-"""The store's schema, step by step. Alembic runs these; `policies.store` starts it when a store is opened."""
+"""The store's schema, step by step. Alembic runs these; `policies.database` starts it when a store is opened."""

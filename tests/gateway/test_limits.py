@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from gateway.limits import room_aside
 from tests.scripted_teacher import ScriptedTeacher
 from tests.serving import ThreadedGateway, make_settings
 
@@ -135,3 +136,23 @@ def test_many_more_calls_than_places_are_all_answered(
     assert set(statuses) == {200}
     assert teacher.most_at_once <= 3
     assert threading.active_count() < 50
+
+
+@pytest.mark.parametrize(
+    ("limit", "taken", "aside", "room"),
+    [
+        (1, 0, 0, False),
+        (2, 0, 0, True),
+        (2, 1, 0, False),
+        (4, 1, 1, False),
+        (8, 1, 1, True),
+        (8, 2, 2, False),
+        (1_000, 998, 3, True),
+        (1_000, 999, 0, False),
+    ],
+)
+def test_what_nobody_waits_for_gets_a_quarter_and_never_the_last(
+    limit: int, taken: int, aside: int, room: bool
+) -> None:
+    """Of places and of connections alike."""
+    assert room_aside(limit, taken, aside) is room

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from gateway.errors import SettingsError
 from gateway.settings import (
+    AuditSettings,
     MatchSettings,
     ProjectSettings,
     Settings,
@@ -48,6 +49,8 @@ def test_an_empty_file_is_a_gateway_with_every_default(tmp_path: Path) -> None:
             "projects.a.match.kind",
             "mode, system_prompt",
         ),
+        ({"projects": {"audit": PROJECT | {"polcy": 1}}}, "projects.audit.polcy", "did you mean 'policy'?"),
+        ({"projects": {"a": PROJECT | {"audit": {"rat": 1}}}}, "projects.a.audit.rat", "did you mean 'rate'?"),
         ({"store": {"zzz": 1}}, "store.zzz", "valid keys: queue_size, spool, url"),
     ],
 )
@@ -72,6 +75,21 @@ def test_an_unknown_key_is_named_with_what_would_be_valid(tree: Any, key: str, h
         ({"projects": {"a": PROJECT | {"upstream": "x"}}}, "projects.a.upstream: 'x' is not configured; known: none"),
         ({"default_upstream": "x", "upstreams": {"y": UPSTREAM}}, "default_upstream: 'x' is not configured; known: y"),
         ({"default_project": "x"}, "default_project: 'x' is not configured"),
+        ({"projects": {"a": PROJECT | {"audit": {"rate": 1.5}}}}, "projects.a.audit.rate: "),
+        ({"projects": {"a": PROJECT | {"audit": {"daily_calls": -1}}}}, "projects.a.audit.daily_calls: "),
+        ({"projects": {"a": PROJECT | {"audit": {"timeout": 0}}}}, "projects.a.audit.timeout: "),
+        (
+            {"projects": {"a": PROJECT | {"audit": {"first_rate": 0.01}}}},
+            "projects.a.audit: first_rate (0.01) should be at least rate (0.02)",
+        ),
+        (
+            {"projects": {"a": PROJECT | {"audit": {"most_rate": 0.05}}}},
+            "projects.a.audit: most_rate (0.05) should be at least first_rate (0.1)",
+        ),
+        (
+            {"projects": {"a": PROJECT | {"audit": {"daily_usd": 1, "price_input": 1}}}},
+            "projects.a.audit: daily_usd needs price_input and price_output",
+        ),
         ({"upstreams": {"a": {}}}, "upstreams.a: needs base_url"),
         ({"upstreams": {"a": {"base_url": "localhost:1"}}}, "upstreams.a.base_url: should be http(s)://"),
         ({"upstreams": {"a": UPSTREAM | {"read_timeout": 0}}}, "upstreams.a.read_timeout: "),
@@ -199,6 +217,7 @@ def test_the_example_lists_every_setting_at_its_default() -> None:
     _compare(upstream, UpstreamSettings(base_url=upstream["base_url"]), "upstream")
     project = tree["projects"]["support"]
     assert list(project["match"]) == list(MatchSettings.model_fields)
+    _compare(project["audit"], AuditSettings(), "audit")
     given = {"policy", "teacher", "match", "prompt"}
     assert set(project) == set(ProjectSettings.model_fields)
     defaults = ProjectSettings(policy=project["policy"]).model_dump(mode="json")

@@ -21,27 +21,13 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from policies import store as store_module
 from policies.errors import StoreError
-from policies.store import Store
+from policies.schema import METADATA, NEWEST, VERSION_TABLE
+from policies.store import Store, flaw
 from policies.types import AnswerKind, StoredTrace
-from tests.postgres import PASSWORD, Postgres, running_postgres
+from tests.postgres import PASSWORD, Postgres
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    with running_postgres() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/folder/traces.db"
-    server: Postgres = request.getfixturevalue("postgres")
-    return server.new_database()
 
 
 @pytest.fixture
@@ -120,8 +106,8 @@ def test_all_or_nothing(store: Store) -> None:
 )
 def test_rules(field: str, value: object) -> None:
     """Keys have 1 to 255 characters, times are finite and probabilities in (0, 1]: `flaw` names what breaks this."""
-    assert store_module.flaw(FULL) is None
-    assert str(store_module.flaw(replace(FULL, **{field: value}))).startswith(field)  # type: ignore[arg-type]
+    assert flaw(FULL) is None
+    assert str(flaw(replace(FULL, **{field: value}))).startswith(field)  # type: ignore[arg-type]
 
 
 def test_longest_keys(store: Store) -> None:
@@ -173,7 +159,7 @@ def _migrate(connection: sa.Connection, step: str) -> None:
     """Bring an empty database to a step, as a gateway of that time did."""
     config = Config()
     config.set_main_option("script_location", str(ROOT / "policies" / "migrations"))
-    config.attributes.update(connection=connection, version_table=store_module.VERSION_TABLE)
+    config.attributes.update(connection=connection, version_table=VERSION_TABLE)
     command.upgrade(config, step)
 
 
@@ -190,11 +176,11 @@ def test_migrations_give_the_declared_schema(url: str, made_by: str) -> None:
     store.append([FULL])
     store.close()
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": store_module.VERSION_TABLE})
-        assert compare_metadata(context, store_module.METADATA) == []
-        assert context.get_current_heads() == (store_module.NEWEST,)
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        assert compare_metadata(context, METADATA) == []
+        assert context.get_current_heads() == (NEWEST,)
         found = sa.inspect(connection)
-        assert found.get_pk_constraint(store_module.VERSION_TABLE)["constrained_columns"] == ["version_num"]
+        assert found.get_pk_constraint(VERSION_TABLE)["constrained_columns"] == ["version_num"]
         assert found.get_columns("traces")[12]["default"] is not None
     engine.dispose()
 
@@ -203,7 +189,7 @@ def test_the_newest_step_is_the_last_migration() -> None:
     """A step that is added is noticed by the store."""
     config = Config()
     config.set_main_option("script_location", str(ROOT / "policies" / "migrations"))
-    assert ScriptDirectory.from_config(config).get_heads() == [store_module.NEWEST]
+    assert ScriptDirectory.from_config(config).get_heads() == [NEWEST]
 
 
 def test_older_store_is_upgraded(url: str) -> None:
@@ -306,7 +292,7 @@ def test_kill_during_appends(url: str) -> None:
 def test_sqlite_is_durable(tmp_path: Path) -> None:
     """SQLite is used with a write-ahead log and waits for the disk on every commit."""
     store = Store.open(f"sqlite:///{tmp_path}/traces.db")
-    with store._engine.connect() as connection:
+    with store._database.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
     store.close()
@@ -349,13 +335,13 @@ def test_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "traces.db"
     store = Store.open(f"sqlite:///{path}")
     store.append([trace(1)])
-    with store._engine.connect() as connection:  # the pool hands this one connection out again
+    with store._database.engine.connect() as connection:  # the pool hands this one connection out again
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     large = replace(trace(2), input="x" * 1_000_000)
     with pytest.raises(StoreError, match="database or disk is full"):
         store.append([large])
-    with store._engine.connect() as connection:
+    with store._database.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
     assert store.append([large]) == 1
     assert store.count() == 2

@@ -1,0 +1,174 @@
+"""Projects and their policies for whoever looks at them or moves them: the commands and the admin API.
+
+What is changed here is in force in every process that serves the same store within a second.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from math import log
+from typing import Any, Self
+
+from policies import lifecycle
+from policies.audit_rate import suspicion
+from policies.errors import LifecycleError, StoreError
+from policies.evidence import Rules
+from policies.monitor import log_evidence_against, log_evidence_for, lower_bound
+from policies.record import Record
+from policies.states import PolicyState, ProjectState
+from policies.types import Move
+
+LIVE_CONFIDENCE = 0.95
+"""Of the bound that is shown of a live policy: it is below the truth at all times with this probability."""
+
+
+class Projects:
+    """The projects of one store."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """The projects of an existing store. Raises StoreError."""
+        return cls(Record.open(url, create=False))
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._record.close()
+
+    def names(self) -> list[str]:
+        """Every project that a gateway has served, sorted."""
+        return sorted(self._record.revisions())
+
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """`summary` of every project, by name."""
+        return {name: self.summary(name) for name in self.names()}
+
+    def summary(self, project: str) -> dict[str, Any]:
+        """Where a project stands, its policies the newest first. Raises LifecycleError for an unknown one."""
+        found = self._record.document(project)
+        if found is None:
+            known = ", ".join(self.names()) or "none"
+            raise LifecycleError(f"the store knows no project {project[:64]!r}; known: {known}")
+        return summary(project, read(found[1]))
+
+    def moves(self, project: str | None, limit: int = 50) -> list[dict[str, Any]]:
+        """The latest moves, oldest first, each with its cause, time and evidence."""
+        return [{"seq": seq} | asdict(move) for seq, move in self._record.moves(project, limit)]
+
+    def promote(self, project: str, version: str | None, by: str) -> dict[str, Any]:
+        """See `lifecycle.promote`; the project's summary afterwards."""
+        return self._change(project, lambda state: lifecycle.promote(state, version, by, time.time()))
+
+    def rollback(self, project: str, version: str | None, by: str) -> dict[str, Any]:
+        """See `lifecycle.rollback`."""
+        return self._change(project, lambda state: lifecycle.rollback(state, version, by, time.time()))
+
+    def pause(self, project: str, by: str) -> dict[str, Any]:
+        """See `lifecycle.pause`."""
+        return self._change(project, lambda state: lifecycle.pause(state, by, time.time()))
+
+    def resume(self, project: str, by: str) -> dict[str, Any]:
+        """See `lifecycle.resume`."""
+        return self._change(project, lambda state: lifecycle.resume(state, by, time.time()))
+
+    def _change(self, project: str, move: Callable[[ProjectState], list[Move]]) -> dict[str, Any]:
+        self.summary(project)  # or a slip of the pen would make a project
+
+        def step(document: dict[str, Any], *_: object) -> tuple[dict[str, Any], Sequence[Move]]:
+            state = read(document)
+            moves = move(state)
+            return state.to_json(), moves
+
+        _, document = self._record.change(project, [], step)
+        return summary(project, read(document))
+
+
+def read(document: dict[str, Any]) -> ProjectState:
+    """The state in a document of the store. Raises StoreError where it is none."""
+    try:
+        return ProjectState.from_json(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"a project's document cannot be read: {type(error).__name__}: {error}") from error
+
+
+def summary(name: str, project: ProjectState) -> dict[str, Any]:
+    """What people and programs are shown of a project, as JSON values."""
+    return {
+        "project": name,
+        "state": "paused" if project.paused else project.state.value,
+        "paused": project.paused,
+        "live": project.live,
+        "shadow": None if project.shadow is None else project.shadow.version,
+        "rollback_to": next((v for v in reversed(project.past) if v != project.live), None),
+        "audit_rate": round(project.rate, 5),
+        "handled_per_second": round(project.per_second, 3),
+        "audits_today": {day: asdict(spent) for day, spent in sorted(project.days.items())[-1:]},
+        "policies": [policy_summary(policy) for policy in reversed(project.policies.values())],
+    }
+
+
+def policy_summary(policy: PolicyState) -> dict[str, Any]:
+    """What is shown of one policy."""
+    shown: dict[str, Any] = {
+        "version": policy.version,
+        "state": policy.state.value,
+        "since": policy.since,
+        "cause": policy.cause,
+        "certified": policy.certified,
+        "reason": policy.reason,
+        "target": policy.target,
+        "held_to": policy.agreement or policy.target,
+        "prompts": len(policy.family),
+        "teachers": list(policy.teachers.known)[:8],
+    }
+    if policy.trials:
+        shown["shadow"] = [
+            {
+                "held_to": rung,
+                "comparisons": trial.n,
+                "agreement": trial.agreement,
+                "evidence_for": round(log_evidence_for(trial, policy.target), 3),
+                "evidence_against": round(log_evidence_against(trial, policy.target), 3),
+            }
+            for rung, trial in zip(policy.rungs, policy.trials, strict=True)
+        ]
+    if policy.watch is not None:
+        shown["live"] = live_figures(policy)
+    if policy.withheld:
+        shown["withheld"] = {
+            label: {
+                "cause": held.cause,
+                "since": held.since,
+                "comparisons": held.trial.n,
+                "agreement": held.trial.agreement,
+            }
+            for label, held in policy.withheld.items()
+        }
+    return shown
+
+
+def live_figures(policy: PolicyState) -> dict[str, Any]:
+    """What the audits say of a live policy. Evidence is in natural logarithms, with the value that would demote."""
+    watch = policy.watch
+    if watch is None:
+        return {}
+    rules = Rules()
+    return {
+        "since": policy.live_since,
+        "audits": watch.counts.n,
+        "disagreements": watch.counts.wrong,
+        "agreement": watch.counts.agreement,
+        "agreement_lower": lower_bound(watch.counts, LIVE_CONFIDENCE),
+        "confidence": LIVE_CONFIDENCE,
+        "evidence_against": round(log_evidence_against(watch.counts, policy.target), 3),
+        "demoted_at": round(log(1 / rules.alpha), 3),
+        "detector": round(watch.detector.log_value, 3),
+        "detector_at": round(log(rules.run_length), 3),
+        "suspicion": round(suspicion(policy, rules), 3),
+        "calls": watch.calls,
+        "outside_the_guard": watch.novel,
+        "strange_prompts": round(policy.strange, 3),
+        "strange_teachers": round(policy.teachers.strange, 3),
+    }
