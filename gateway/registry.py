@@ -46,6 +46,7 @@ class Orders:
 
     `withheld` labels are not answered. `family` are the prompts that the live policy is certified for, None while they
     are taken on trust. `shadow` is the version that decides beside the teacher, `kept` one that a rollback would want.
+    `told` says, for people, why nothing answers.
     """
 
     state: State
@@ -56,6 +57,7 @@ class Orders:
     family: Family | None = None
     shadow: str | None = None
     kept: str | None = None
+    told: str = ""
 
     @property
     def versions(self) -> set[str]:
@@ -69,7 +71,7 @@ class Serving:
 
     Where `policy` is None, `reason` says why every call is deferred. `decided` is what the policy has said of short
     texts: it says the same of them every time, and customers say the same things (see `Decider.decide_quickly`).
-    `agreement`, `withheld` and `family` are as in `Orders`.
+    `agreement`, `withheld`, `family` and `shadow` are as in `Orders`.
     """
 
     policy: Policy | None
@@ -78,6 +80,7 @@ class Serving:
     agreement: float | None = None
     withheld: frozenset[str] = frozenset()
     family: Family | None = field(default=None, compare=False)
+    shadow: str | None = None
     decided: Decided = field(default_factory=dict, compare=False, repr=False)
 
     @property

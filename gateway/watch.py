@@ -20,13 +20,14 @@ from gateway.observing import Found, Observed, Observer
 from gateway.registry import Orders, Registry
 from gateway.settings import ProjectSettings, Settings
 from policies import lifecycle
-from policies.audit_rate import AuditRules, Spent, lease, settle
+from policies.audit_rate import Spent, lease, settle
 from policies.errors import StoreError
-from policies.evidence import Report, Rules
+from policies.evidence import Report
 from policies.lifecycle import Offer
 from policies.policy import Policy
 from policies.projects import read, summary
 from policies.record import Record
+from policies.rules import AuditRules, Rules
 from policies.states import ProjectState
 from policies.types import Comparison, Move, Reason
 from policies.verdicts import take
@@ -86,6 +87,7 @@ class Watch:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._first = threading.Event()
+        self._waiting: deque[asyncio.Future[None]] = deque()  # for the next turn
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         registry.on_offer = self._offer
@@ -105,6 +107,15 @@ class Watch:
         self._wake.set()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, timeout)
+
+    async def catch_up(self, seconds: float = 1.0) -> None:
+        """Ask the store now: what it says is in force here afterwards, unless it is away or this takes too long."""
+        if self._loop is None or not self._thread.is_alive():
+            return
+        caught_up = self._loop.create_future()
+        self._waiting.append(caught_up)
+        self._wake.set()
+        await asyncio.wait([caught_up], timeout=seconds)
 
     def count(self, project: str, reason: str, calls: int = 1) -> None:
         """Calls of a project have been decided on, under this reason ("" where they were answered)."""
@@ -131,7 +142,10 @@ class Watch:
         while not self._stopping.is_set():
             self._wake.wait(self._away or POLL_SECONDS)
             self._wake.clear()
+            waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
             self._turn()
+            if waiting and self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(_release, waiting)
         self._turn(last=True)
         if self._record is not None:
             self._record.close()
@@ -168,7 +182,7 @@ class Watch:
         return self._record
 
     def _register(self, record: Record) -> None:
-        """Tell the store what the folders serve."""
+        """Tell the store what the folders serve, and what the settings say."""
         while self._offers:
             project, policy = self._offers[0]
             made = _offer(policy)
@@ -181,6 +195,8 @@ class Watch:
 
             self._change(record, project, [], move)
             self._offers.popleft()
+        for project in self._settings.projects.keys() - self._states.keys():
+            self._change(record, project, [], lambda _: [])
 
     def _hand_in(self, record: Record, *, last: bool) -> None:
         """What has been seen since, one transaction a project."""
@@ -262,6 +278,7 @@ class Watch:
     ) -> None:
         def step(document: dict[str, Any], *_: object) -> tuple[dict[str, Any], Sequence[Move]]:
             state = read(document)
+            state.rules, state.audits = self._rules[project], self._audits[project]
             moves = move(state)
             return state.to_json(), [replace(made, project=project) for made in moves]
 
@@ -295,6 +312,12 @@ class Watch:
             self._prune_at = time.monotonic() + _PRUNE_SECONDS
             for project in self._settings.projects:
                 record.prune(project, _KEPT_COMPARISONS)
+
+
+def _release(waiting: Sequence[asyncio.Future[None]]) -> None:
+    for caught_up in waiting:
+        if not caught_up.done():
+            caught_up.set_result(None)
 
 
 def _rules(project: ProjectSettings) -> Rules:
@@ -343,7 +366,18 @@ def _orders(state: ProjectState, before: Orders | None) -> Orders:
         family,
         None if shadow is None else shadow.version,
         next((version for version in reversed(state.past) if version != state.live), None),
+        _told(state),
     )
+
+
+def _told(state: ProjectState) -> str:
+    """Why nothing answers, for people; "" where something does, or nothing ever did."""
+    if state.live is not None:
+        return ""
+    if state.shadow is not None:
+        return f"{state.shadow.version} is in shadow and answers nothing yet: {state.shadow.cause}"
+    stopped = [policy for policy in state.policies.values() if policy.state is state.state]
+    return f"{stopped[-1].version} is {state.state}: {stopped[-1].cause}" if stopped else ""
 
 
 def _stands(orders: Orders) -> tuple[str | None, str | None, bool]:

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from math import log
 from typing import Any
 
-from policies.evidence import Report, Rules, compare, count, rung_of
+from policies.evidence import Report, compare, count, rung_of
 from policies.labels import ROWS, Earlier, blamed, suspects, too_many, unseen, withhold
 from policies.lifecycle import GATEWAY, begin_watch, demote, forget_strangers, go_live, go_to_shadow
 from policies.monitor import ShareDetector, log_evidence_against, log_evidence_for
+from policies.rules import Rules
 from policies.states import PolicyState, ProjectState, State
 from policies.types import Comparison, Move
 
