@@ -97,7 +97,10 @@ class ProviderUpstream:
                 await answer.aclose()
             raise
         if streamed:
-            return _StreamAnswer(answer, first, Origin(self.name))
+            # litellm puts the model that was asked for into a stream, whatever the provider says there.
+            return _StreamAnswer(answer, first, Origin(self.name, named=False))
+        if isinstance(answer.model, str):  # for some providers their name stands before the model's
+            answer.model = answer.model.removeprefix(f"{self._settings.provider}/")
         return _WholeAnswer(200, [_JSON], answer.model_dump_json().encode(), Origin(self.name))
 
     def _key(self, call: UpstreamCall) -> str | None:

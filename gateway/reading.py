@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -12,7 +12,9 @@ from policies.types import Answer, AnswerKind
 LONGEST_LABEL = 512  # characters; a longer answer is prose, not a label
 LONGEST_OBJECT = 4_096  # of a JSON object or a tool call's arguments
 
-# What `read_answer` can inflate; the standard library knows no more.
+_LONGEST_NAME = 200  # of a model or a build
+
+# What `read` can inflate; the standard library knows no more.
 _READABLE = frozenset({b"gzip", b"deflate", b"identity"})
 # A label's answer inflates to a few kilobytes; more is not one. (As much as is copied of an answer: COPY_LIMIT.)
 _LARGEST_INFLATED = 262_144
@@ -22,21 +24,44 @@ class _NoAnswer(Exception):  # noqa: N818
     """Half an answer, an error, or nothing that could be told apart."""
 
 
-def read_answer(surface: Surface, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Answer | None:
-    """The answer in a teacher's 200, exactly as the teacher wrote it; None where there is no whole one.
+class Teacher(NamedTuple):
+    """Who says that it gave an answer: its `model` and its `system_fingerprint`; "" for what it does not say."""
 
-    Whole is one choice that ended of itself; in a stream only where its closing event has come too. Prose, a refusal
-    and several tool calls are answers of kind `other`, with their first characters.
+    model: str = ""
+    build: str = ""
+
+
+class Reading(NamedTuple):
+    """What there is in the body of a 200."""
+
+    answer: Answer | None
+    teacher: Teacher
+
+
+def read(surface: Surface, headers: Iterable[tuple[bytes, bytes]], body: bytes, *, named: bool = True) -> Reading:
+    """The answer in a teacher's 200, exactly as the teacher wrote it, and who gave it.
+
+    The answer is None where there is no whole one. Whole is one choice that ended of itself; in a stream only where its
+    closing event has come too. Prose, a refusal and several tool calls are answers of kind `other`, with their first
+    characters. Who gave it is read as far as the body goes; its model only where the answer can name it (`named`, see
+    `gateway.relay.Outcome`).
     """
     found = {name.lower(): value.lower() for name, value in headers}
     plain = _inflate(found.get(b"content-encoding", b""), body)
-    if plain is None:
-        return None
-    streamed = found.get(b"content-type", b"").startswith(b"text/event-stream")
-    try:
-        return _classified(_READERS[surface, streamed](plain))
-    except (KeyError, TypeError, orjson.JSONDecodeError, UnicodeDecodeError, _NoAnswer):
-        return None
+    told: _Told = {}
+    answer = None
+    if plain is not None:
+        streamed = found.get(b"content-type", b"").startswith(b"text/event-stream")
+        try:
+            answer = _classified(_READERS[surface, streamed](plain, told))
+        except (KeyError, TypeError, orjson.JSONDecodeError, UnicodeDecodeError, _NoAnswer):
+            answer = None
+    return Reading(answer, Teacher(told.get("model", "") if named else "", told.get("system_fingerprint", "")))
+
+
+def read_answer(surface: Surface, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Answer | None:
+    """The answer that `read` finds."""
+    return read(surface, headers, body).answer
 
 
 def read_object(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> dict[str, Any] | None:
@@ -51,7 +76,7 @@ def read_object(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> dict[str
 
 
 def readable(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Request headers with accept-encoding narrowed to what `read_answer` can inflate; the others as they are.
+    """Request headers with accept-encoding narrowed to what `read` can inflate; the others as they are.
 
     A client that would also take br or zstd still gets an answer it can read, and we get one to learn from.
     """
@@ -89,6 +114,8 @@ def _narrowed(accepted: bytes) -> bytes:
 _FILTERED = "content_filter"
 # What was said: (text, refusal, tool calls as (name, arguments)).
 _Said = tuple[str, str, list[tuple[str, str]]]
+# Who said it: the first `model` and the first `system_fingerprint` that is not empty.
+_Told = dict[str, str]
 
 
 def _classified(said: _Said) -> Answer | None:
@@ -140,8 +167,17 @@ def _string(value: Any) -> str:
     return value
 
 
-def _read_chat(body: bytes) -> _Said:
-    choice = _only(_object(orjson.loads(body)).get("choices"))
+def _note(source: dict[str, Any], told: _Told) -> dict[str, Any]:
+    """The source, of which is taken down who wrote it."""
+    for key in ("model", "system_fingerprint"):
+        name = source.get(key)
+        if name and key not in told and type(name) is str:
+            told[key] = name[:_LONGEST_NAME]
+    return source
+
+
+def _read_chat(body: bytes, told: _Told) -> _Said:
+    choice = _only(_note(_object(orjson.loads(body)), told).get("choices"))
     if choice.get("finish_reason") == _FILTERED:
         return "", _FILTERED, []
     message = _object(choice.get("message"))
@@ -161,7 +197,7 @@ def _named_arguments(function: Mapping[str, Any]) -> tuple[str, str]:
     return _string(function.get("name")), _string(function.get("arguments"))
 
 
-def _read_chat_stream(body: bytes) -> _Said:
+def _read_chat_stream(body: bytes, told: _Told) -> _Said:
     text, refusal = [], []
     calls: dict[int, list[str]] = {}
     finished = done = False
@@ -171,7 +207,7 @@ def _read_chat_stream(body: bytes) -> _Said:
         if data.strip() == "[DONE]":
             done = True
             continue
-        event = _object(orjson.loads(data))
+        event = _note(_object(orjson.loads(data)), told)
         if event.get("error"):
             raise _NoAnswer
         if not event.get("choices"):
@@ -205,15 +241,15 @@ def _gather(calls: dict[int, list[str]], delta: Mapping[str, Any]) -> None:
         call[1] += arguments
 
 
-def _read_response(body: bytes) -> _Said:
-    return _said_in(_object(orjson.loads(body)))
+def _read_response(body: bytes, told: _Told) -> _Said:
+    return _said_in(_note(_object(orjson.loads(body)), told))
 
 
-def _read_response_stream(body: bytes) -> _Said:
+def _read_response_stream(body: bytes, told: _Told) -> _Said:
     for data in events(body):
         event = _object(orjson.loads(data))
         if event.get("type") in ("response.completed", "response.incomplete"):
-            return _said_in(_object(event.get("response")))
+            return _said_in(_note(_object(event.get("response")), told))
     raise _NoAnswer
 
 
@@ -239,9 +275,9 @@ def _said_in(response: Mapping[str, Any]) -> _Said:
     return "".join(text), "".join(refusal), calls
 
 
-def _read_decisions(body: bytes) -> _Said:
+def _read_decisions(body: bytes, told: _Told) -> _Said:
     """The one answer: the value chosen, or the likelier side of a predicate, as text."""
-    answer = _only(_object(orjson.loads(body)).get("answers"))
+    answer = _only(_note(_object(orjson.loads(body)), told).get("answers"))
     if answer.get("type") == "refusal":
         return "", "refused", []
     probability = answer.get("probability")
@@ -256,7 +292,7 @@ def choice_label(value: str | bool) -> str:
     return value if isinstance(value, str) else str(value).lower()
 
 
-_READERS: Mapping[tuple[Surface, bool], Callable[[bytes], _Said]] = {
+_READERS: Mapping[tuple[Surface, bool], Callable[[bytes, _Told], _Said]] = {
     (Surface.CHAT, False): _read_chat,
     (Surface.CHAT, True): _read_chat_stream,
     (Surface.RESPONSES, False): _read_response,

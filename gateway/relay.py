@@ -32,6 +32,8 @@ class Outcome:
     `upstream` is the one that answered, `fallback` whether it stood in for the one that was to be asked, and `model`
     what it was asked for where that is another model than the call's. A fallback's answer is not the teacher's.
 
+    `named`: the model that the answer names is the one that gave it.
+
     `copy` holds the body's bytes; None where nobody asked for them, or they are no whole answer of a label's size.
     `overlong`: it was whole, and of more bytes than any label's.
     """
@@ -43,12 +45,14 @@ class Outcome:
     model: str | None = None
     fallback: bool = False
     overlong: bool = False
+    named: bool = True
 
     def began(self, answer: UpstreamAnswer) -> None:
         """Take down what there is of an answer whose body is yet to come."""
         self.status, self.headers = answer.status, answer.headers
         origin = answer.origin
         self.upstream, self.model, self.fallback = origin.upstream, origin.model, origin.fallback
+        self.named = origin.named
 
     def keep(self, chunk: bytes) -> None:
         """Add a piece to the copy, which is given up where it grows beyond a label's answer."""

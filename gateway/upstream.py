@@ -58,12 +58,14 @@ class Origin(NamedTuple):
     """Who answered: an upstream, by the name the settings give it.
 
     `fallback`: it stood in for the upstream that was to be asked. `model` is what it was asked for where that is
-    another model than the call's own.
+    another model than the call's own. `named`: the model that an answer names is the one that gave it, and not only the
+    one that was asked for.
     """
 
     upstream: str
     model: str | None = None
     fallback: bool = False
+    named: bool = True
 
 
 class UpstreamAnswer(Protocol):

@@ -35,7 +35,7 @@ _DATE = (
 # The order says which is tried first where several begin at the same place.
 _PATTERNS = {
     "uuid": r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
-    "email": r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}",
+    "email": r"[\w.+-]{1,40}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}",
     "date": _DATE,
     "time": rf"{_CLOCK}(?: ?[AaPp]\.?[Mm]\b\.?)?(?: ?(?:Z|{_ZONES})\b)?(?: ?{_OFFSET})?|[01]?[0-9] ?[AaPp][Mm]",
     "zone": rf"(?:UTC|GMT)[+-][0-9]{{1,2}}(?::?[0-5][0-9])?|{_OFFSET}",
@@ -43,14 +43,14 @@ _PATTERNS = {
     "number": r"[0-9]{5,}",
 }
 _ANY = re.compile("|".join(f"(?P<{kind}>{_BEFORE}(?:{pattern}){_AFTER})" for kind, pattern in _PATTERNS.items()))
-_KINDS = {kind: re.compile(f"{_BEFORE}(?:{pattern}){_AFTER}") for kind, pattern in _PATTERNS.items()}
+KINDS = {kind: re.compile(f"{_BEFORE}(?:{pattern}){_AFTER}") for kind, pattern in _PATTERNS.items()}
 # Where one is known to stand, the next may have fewer digits, or no letter.
-_KINDS["id"] = re.compile(f"{_BEFORE}(?=[A-Za-z]*[0-9]|[A-Fa-f]+{_AFTER})[0-9A-Za-z]{{8,128}}{_AFTER}")
-_KINDS["number"] = re.compile(f"{_BEFORE}[0-9]{{3,}}{_AFTER}")
+KINDS["id"] = re.compile(f"{_BEFORE}(?=[A-Za-z]*[0-9]|[A-Fa-f]+{_AFTER})[0-9A-Za-z]{{8,128}}{_AFTER}")
+KINDS["number"] = re.compile(f"{_BEFORE}[0-9]{{3,}}{_AFTER}")
 _DATES = re.compile("|".join(f"{_BEFORE}(?:{_PATTERNS[kind]}){_AFTER}" for kind in ("date", "time")))
 _PLACE = re.compile("[0-9]|@")  # what every kind has
-_REACH, _WINDOW = 80, 160  # characters before and behind a digit or an @
-_MOST_WINDOWS = 128  # that are read: more digits than that are data
+_REACH, _WINDOW = 40, 48  # characters before and behind a digit or an @
+_MOST_WINDOWS = 256  # that are read: more digits than that are data
 _TURN = re.compile("[0-9](?=[A-Za-z])|[A-Za-z](?=[0-9])")
 _DIGIT = re.compile("[0-9]")
 # Codes beside each other are a list of labels, and where there are many they are data: no ids of this call.
@@ -113,7 +113,7 @@ def without_dates(text: str) -> str:
 
 def end_of(kind: str, text: str, start: int) -> int:
     """Where the value of a kind ends that begins at `start`; -1 where none does."""
-    match = _KINDS[kind].match(text, start)
+    match = KINDS[kind].match(text, start)
     return -1 if match is None else match.end()
 
 
@@ -177,20 +177,19 @@ def _found(text: str) -> list[tuple[str, int, int]]:
         place = _PLACE.search(text, at)
         if place is None:
             break
-        at = min(len(text), place.start() + _WINDOW)
-        for match in _ANY.finditer(text, max(read, place.start() - _REACH), at):
-            whole = match
-            if match.end() == at < len(text):  # it may go on behind the window
-                again = _ANY.match(text, match.start())
-                if again is None:
-                    continue
-                whole = again
+        at = place.start() + _WINDOW
+        end = min(len(text), at + _REACH)
+        for match in _ANY.finditer(text, max(read, place.start() - _REACH), end):
+            if match.start() >= at:  # of the next window
+                break
+            # What goes on behind the end is read to its own.
+            whole = match if match.end() < end else _ANY.match(text, match.start()) or match
             read = whole.end()
             kind = whole.lastgroup or ""
             if kind == "id" and not _is_random(whole[0]):
                 kind = "number" if whole[0].isdigit() else ""
             if kind:
-                found.append((kind, whole.start(), whole.end()))
+                found.append((kind, whole.start(), read))
         at = max(at, read)
     return found
 

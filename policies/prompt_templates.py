@@ -5,14 +5,14 @@ in a few short places widens it: the values seen there are remembered, and once 
 values of a call, whatever looks like them may stand there.
 """
 
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Self
 
+from policies.prompt_gaps import Gap, gaps
 from policies.prompt_spans import (
+    KINDS,
     MARK,
     begins_sentence,
     end_of,
@@ -30,25 +30,25 @@ _MOST_SPANS = 16
 _MOST_VALUES = 12  # that are remembered of a span
 # Different values after which a span varies: of names and numbers; of other words, and of what may be a label.
 _NAMES, _WORDS = 3, 8
-_SHORT = 16  # characters; a value of no more is never too long for a name
+_SHORT, _FEW = 16, 4  # characters, tokens: "O'Neil" has three; no more than these is never too long for a name
 _ALIKE = 0.6  # of the tokens; prompts with less in common are not aligned
 _TRIES = 64  # places at which the end of a span is looked for, in all
-_DEEPEST = 8
+_MARKS = frozenset("m")
 _CONTEXT = 80
 
 
 @dataclass(slots=True)
 class Span:
-    """A place where values vary: those of a `kind`, or else `values` and, where it is `open`, what looks like them.
+    """A place where values vary: those of a `kind`, or else `values`, and where it is open, what looks like them.
 
-    `strict`: it may be an item of a list of labels. `begins`: a sentence begins with it.
+    `strict`: it may be an item of a list of labels. `begins`: a sentence begins with it. What may stand here beside the
+    `values` is made of `looks` (empty: nothing may), like values of up to `longest` characters and `words` tokens.
     """
 
     kind: str = ""
     values: list[str] = field(default_factory=list)
     strict: bool = False
     begins: bool = False
-    open: bool = False
     longest: int = 0
     words: int = 0
     looks: frozenset[str] = frozenset()
@@ -56,24 +56,26 @@ class Span:
     @classmethod
     def learned(cls, values: Sequence[str], *, strict: bool, begins: bool) -> Self | None:
         """The span that has had these values; None where they are no values of one span."""
-        last = list(dict.fromkeys(values))[-_MOST_VALUES:]
-        sizes = [length(value) for value in last]
-        found = frozenset[str]().union(*(looks(value, begins) for value in last))
-        if not sizes or not all(sizes) or max(sizes) > LONGEST_SPAN or not _similar(last, sizes, found):
+        groups = _grouped(values, begins)
+        names, words, others = groups
+        if not any(groups) or not _similar(names, words + others):
             return None
-        needed = _NAMES if found.isdisjoint("wx") and not strict else _WORDS
-        varies = len(last) >= needed and "x" not in found
-        return cls("", last, strict, begins, varies, max(map(len, last)), max(sizes), found)
+        span = cls("", names + words + others, strict, begins)
+        varied = names + words if len(names) + len(words) >= _WORDS else names
+        if len(varied) >= (_WORDS if strict else _NAMES):
+            span.longest, span.words = max(map(len, varied)), max(map(length, varied))
+            span.looks = frozenset[str]().union(*(looks(value, begins) for value in varied))
+        return span
 
     def takes(self, value: str) -> bool:
         """Whether a value may stand here."""
         if value in self.values:
             return True
-        if not self.open or not value or len(value) > max(2 * self.longest, _SHORT):
+        if not self.looks or not value or len(value) > max(2 * self.longest, _SHORT):
             return False
-        allowed, found = self.looks | (frozenset("m") if "C" in self.looks else frozenset()), looks(value, self.begins)
-        most = self.words if "w" in found else max(2 * self.words, 2)
-        return found <= allowed and found.isdisjoint("x") and 0 < length(value) <= min(most, LONGEST_SPAN)
+        allowed, found = self.looks | (_MARKS if "C" in self.looks else frozenset()), looks(value, self.begins)
+        most = self.words if "w" in found else max(2 * self.words, _FEW)
+        return found <= allowed and 0 < length(value) <= min(most, LONGEST_SPAN)
 
     def ends(self, text: str, start: int, after: str) -> Iterator[int]:
         """Where a value may end that begins at `start` and that `after` follows."""
@@ -85,7 +87,7 @@ class Span:
         for value in self.values:
             if text.startswith(value, start) and text.startswith(after, start + len(value)):
                 yield start + len(value)
-        if not self.open:
+        if not self.looks:
             return
         if not after:
             if self.takes(text[start:]):
@@ -106,6 +108,8 @@ class Span:
     def from_json(cls, found: Any) -> Self:
         """What `to_json` gave. Raises ValueError for values that belong together in no prompt, TypeError."""
         if isinstance(found, str):
+            if found not in KINDS:
+                raise ValueError(f"there is no kind {found!r} of values in prompts")
             return cls(found)
         values, place = found
         span = cls.learned(values, strict="s" in place, begins="b" in place)
@@ -165,14 +169,14 @@ class Template:
         mine = {item for item in items if isinstance(item, str)}
         if len(mine & {token for token, _ in new}) < _ALIKE * len(mine):
             return None
-        gaps = _joined(_gaps(items, [token for token, _ in new], (0, len(items), 0, len(new)), 0), items)
-        return None if len(gaps) > _MOST_SPANS else self._with(items, new, gaps)
+        found = _joined(gaps(items, [token for token, _ in new]), items)
+        return None if len(found) > _MOST_SPANS else self._with(items, new, found)
 
-    def _with(self, items: list[Piece], new: "Tokens", gaps: "list[_Gap]") -> "Template | None":
+    def _with(self, items: list[Piece], new: "Tokens", places: Sequence[Gap]) -> "Template | None":
         """This template with a span in the place of each gap."""
         pieces: list[Piece] = []
         at = 0
-        for a0, a1, b0, b1 in gaps:
+        for a0, a1, b0, b1 in places:
             _add(pieces, items[at:a0])
             before, at = pieces[-1] if pieces else "", a1
             if isinstance(before, Span) or (a1 < len(items) and _is_span(items[a1])):
@@ -218,11 +222,23 @@ def tokens_of(text: str) -> Tokens:
     return found
 
 
-def _similar(values: Sequence[str], sizes: Sequence[int], found: frozenset[str]) -> bool:
-    """Whether values are of like length: a sentence more is no longer name."""
-    if found.isdisjoint("wx"):
-        return max(sizes) <= 3 * min(sizes) + 1 and max(map(len, values)) <= 4 * min(map(len, values)) + _SHORT
-    return max(sizes) <= min(sizes) + 1
+def _grouped(values: Sequence[str], begins: bool) -> tuple[list[str], list[str], list[str]]:
+    """Different values: names and numbers, plain words, and what no value of a call has; the last few of each."""
+    groups: tuple[list[str], list[str], list[str]] = ([], [], [])
+    for value in dict.fromkeys(values):
+        found = looks(value, begins)
+        groups[2 if "x" in found else 1 if "w" in found else 0].append(value)
+    return groups[0][-_MOST_VALUES:], groups[1][-_MOST_VALUES:], groups[2][-_MOST_VALUES // 2 :]
+
+
+def _similar(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether values are of like length: a sentence more is no longer name, and a word more may be `not`."""
+    sizes, more = [length(value) for value in names], [length(value) for value in others]
+    if not all(sizes + more) or max(sizes + more) > LONGEST_SPAN:
+        return False
+    if names and (max(sizes) > 3 * min(sizes) + 1 or max(map(len, names)) > 4 * min(map(len, names)) + _SHORT):
+        return False
+    return not more or max(more) <= min(more + sizes[:1]) + 1
 
 
 def _is_span(item: Piece) -> bool:
@@ -255,57 +271,10 @@ def _add(pieces: list[Piece], items: Sequence[Piece]) -> None:
             pieces.append(item)
 
 
-_Gap = tuple[int, int, int, int]
-
-
-def _gaps(a: Sequence[Any], b: Sequence[Any], within: _Gap, depth: int) -> list[_Gap]:
-    """Where two sequences differ, as (start and end in a, start and end in b): patience diff, bounded in depth."""
-    a0, a1, b0, b1 = within
-    while a0 < a1 and b0 < b1 and a[a0] == b[b0]:
-        a0, b0 = a0 + 1, b0 + 1
-    while a0 < a1 and b0 < b1 and a[a1 - 1] == b[b1 - 1]:
-        a1, b1 = a1 - 1, b1 - 1
-    if a0 == a1 and b0 == b1:
-        return []
-    anchors = _anchors(a, b, (a0, a1, b0, b1)) if depth < _DEEPEST and a0 < a1 and b0 < b1 else []
-    if not anchors:
-        return [(a0, a1, b0, b1)]
-    found = []
-    for i, j in [*anchors, (a1, b1)]:
-        found += _gaps(a, b, (a0, i, b0, j), depth + 1)
-        a0, b0 = i, j
-    return found
-
-
-def _anchors(a: Sequence[Any], b: Sequence[Any], within: _Gap) -> list[tuple[int, int]]:
-    """The longest rising run of words that stand once in each of both."""
-    a0, a1, b0, b1 = within
-    mine = Counter(item for item in a[a0:a1] if isinstance(item, str))
-    theirs = Counter(b[b0:b1])
-    places = {b[j]: j for j in range(b0, b1) if theirs[b[j]] == 1}
-    pairs = [
-        (i, places[a[i]])
-        for i in range(a0, a1)
-        if isinstance(a[i], str) and mine[a[i]] == 1 and a[i] in places and (is_word(a[i]) or a[i][:1] == MARK)
-    ]
-    tops: list[int] = []  # the least last place of a run of each length
-    ends: list[int] = []
-    before: list[int] = []
-    for index, (_, j) in enumerate(pairs):
-        k = bisect_left(tops, j)
-        before.append(ends[k - 1] if k else -1)
-        tops[k : k + 1], ends[k : k + 1] = [j], [index]
-    found, at = [], ends[-1] if ends else -1
-    while at >= 0:
-        found.append(pairs[at])
-        at = before[at]
-    return found[::-1]
-
-
-def _joined(gaps: list[_Gap], items: Sequence[Piece]) -> list[_Gap]:
+def _joined(places: Sequence[Gap], items: Sequence[Piece]) -> list[Gap]:
     """Gaps with no word between them are one: of "J. Smith" and "K. Jones" the dot is no part of the template."""
-    found: list[_Gap] = []
-    for gap in gaps:
+    found: list[Gap] = []
+    for gap in places:
         between = items[found[-1][1] : gap[0]] if found else ()
         if found and not any(isinstance(item, Span) or is_word(item.lstrip(MARK)) for item in between):
             found[-1] = (found[-1][0], gap[1], found[-1][2], gap[3])

@@ -69,7 +69,7 @@ class Prompt:
         """What `to_json` gave. Raises KeyError or TypeError for anything else."""
         prompt = cls(found["fingerprint"], found["frame"], found["model"], found.get("text", ""), found["turns"])
         if "text" not in found:
-            prompt.__dict__ |= {"long": True, "digest": found["digest"]}
+            prompt.__dict__.update(long=True, digest=found["digest"])
         return prompt
 
 

@@ -113,6 +113,16 @@ def test_a_call_is_answered_by_the_provider(provider: GatewayProcess, scripted: 
     assert (call.json["model"], call.json["temperature"]) == ("some-model", 0)
 
 
+def test_an_answer_names_the_providers_model(provider: GatewayProcess) -> None:
+    """As the provider does, whole or streamed: litellm's own names for providers are no part of it."""
+    with _client(provider) as client:
+        question: Any = [{"role": "user", "content": "where?"}]
+        whole = client.chat.completions.create(model="tracer/bank", messages=question)
+        streamed = list(client.chat.completions.create(model="tracer/bank", messages=question, stream=True))
+    assert whole.model == "some-model"
+    assert {chunk.model for chunk in streamed} == {"some-model"}
+
+
 def test_a_stream_is_answered_by_the_provider(provider: GatewayProcess) -> None:
     """Chunks the official client takes, and an end."""
     with _client(provider) as client:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.answer import Envelope, render, render_stream
-from gateway.reading import LONGEST_LABEL, LONGEST_OBJECT, events, read_answer, readable
+from gateway.reading import LONGEST_LABEL, LONGEST_OBJECT, Reading, Teacher, events, read, read_answer, readable
 from gateway.response import render_response, render_response_stream
 from gateway.wire import ModelRequest, Surface, parse_responses
 from policies.types import Answer, AnswerKind
@@ -246,3 +246,92 @@ def test_a_compression_bomb_stays_small() -> None:
     """What inflates beyond a label's answer is given up."""
     bomb = gzip.compress(json.dumps(completion("a" * 50_000_000, "m")).encode())
     assert _read([*JSON, (b"content-encoding", b"gzip")], bomb) is None
+
+
+TEACHER = Teacher("gpt-4.1-mini-2025-04-14", "fp_50cad350e4")
+NAMES = {"model": TEACHER.model, "system_fingerprint": TEACHER.build}
+NO_NAME = Teacher()
+
+
+def _response(**fields: Any) -> dict[str, Any]:
+    return {"status": "completed", "output": [{"type": "message", "content": [{"text": "a"}]}], **fields}
+
+
+def _stream(*events: dict[str, Any], done: bool = True) -> bytes:
+    return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events) + (DONE if done else b"")
+
+
+def _chunk(delta: dict[str, Any], finish: str | None = None, **fields: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], **fields}
+
+
+# What Azure sends first: the prompt's filter results, of no model.
+_FILTERS: dict[str, Any] = {"choices": [], "model": "", "system_fingerprint": None, "prompt_filter_results": []}
+
+
+@pytest.mark.parametrize(
+    ("surface", "headers", "body", "teacher"),
+    [
+        (Surface.CHAT, JSON, completion("a", "m") | NAMES, TEACHER),
+        (Surface.CHAT, JSON, completion("a", "m"), Teacher("m", "fp_scripted")),
+        (Surface.CHAT, JSON, completion("a", "m") | {"model": None, "system_fingerprint": 3}, NO_NAME),
+        (Surface.CHAT, JSON, completion("a", "m" * 1_000) | {"system_fingerprint": ""}, Teacher("m" * 200)),
+        (Surface.CHAT, SSE, _stream(_chunk({"content": "a"}, "stop", **NAMES)), TEACHER),
+        (
+            Surface.CHAT,
+            SSE,
+            _stream(_FILTERS, _chunk({"content": "a"}, **NAMES), _chunk({}, "stop", model="x")),
+            TEACHER,
+        ),
+        (
+            Surface.CHAT,
+            SSE,
+            _stream(_chunk({"content": "a"}, model="m"), _chunk({}, "stop", **NAMES)),
+            ("m", TEACHER[1]),
+        ),
+        (Surface.CHAT, SSE, _stream(_chunk({"content": "a"}, "stop")), NO_NAME),
+        (Surface.RESPONSES, JSON, _response(model=TEACHER.model), Teacher(TEACHER.model)),
+        (Surface.RESPONSES, JSON, _response(**NAMES), TEACHER),
+        (
+            Surface.RESPONSES,
+            SSE,
+            _stream(
+                {"type": "response.created", "response": {"model": "asked for"}},
+                {"type": "response.completed", "response": _response(model=TEACHER.model)},
+                done=False,
+            ),
+            Teacher(TEACHER.model),
+        ),
+        (Surface.DECISIONS, JSON, {"model": TEACHER.model, "answers": [{"choice": "a"}]}, Teacher(TEACHER.model)),
+    ],
+)
+def test_an_answer_says_who_gave_it(
+    surface: Surface, headers: list[tuple[bytes, bytes]], body: Any, teacher: tuple[str, str]
+) -> None:
+    """The resolved model and the build, on every surface, whole or streamed; nothing where it does not say."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    assert read(surface, headers, raw) == Reading(Answer("a"), Teacher(*teacher))
+    assert read(surface, [*headers, (b"content-encoding", b"gzip")], gzip.compress(raw)).teacher == teacher
+    assert read(surface, headers, raw, named=False) == Reading(Answer("a"), Teacher("", teacher[1]))
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "teacher"),
+    [
+        (JSON, json.dumps(completion("a", "m", finish_reason="length") | NAMES).encode(), TEACHER),
+        (SSE, _stream(_chunk({"content": "a"}, **NAMES), done=False), TEACHER),
+        (JSON, b"[]", NO_NAME),
+        (JSON, b"<html></html>", NO_NAME),
+        (SSE, b"data: <html></html>\n\n", NO_NAME),
+        ([*JSON, (b"content-encoding", b"br")], json.dumps(completion("a", "m")).encode(), NO_NAME),
+    ],
+)
+def test_half_an_answer_may_say_who_gave_it(headers: list[tuple[bytes, bytes]], body: bytes, teacher: Teacher) -> None:
+    """A teacher that is new is told even by an answer that was cut."""
+    assert read(Surface.CHAT, headers, body) == Reading(None, teacher)
+
+
+def test_a_rendered_answer_names_the_surrogate_and_its_policy() -> None:
+    """A gateway before this one is a teacher like any other."""
+    assert read(Surface.CHAT, JSON, render(CALL, ENVELOPE)).teacher == Teacher("tracer_surrogate", "fp_abcdef12")
+    assert read(Surface.CHAT, SSE, render_stream(CALL, ENVELOPE, True)).teacher == ("tracer_surrogate", "fp_abcdef12")

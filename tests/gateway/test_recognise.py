@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import UnknownProject
-from gateway.recognise import Recognised, Recogniser, instructions, prompt_fingerprint
+from gateway.recognise import Recognised, Recogniser, instructions
 from gateway.settings import build_settings
 from gateway.wire import ModelRequest, parse_chat, parse_responses
 from policies.types import Reason
@@ -138,25 +138,3 @@ def test_instructions_are_the_leading_system_and_developer_messages() -> None:
     """Joined by newlines, up to the first other role."""
     developer = {"role": "developer", "content": [{"type": "text", "text": "b"}]}
     assert instructions([SYSTEM, developer, USER, SYSTEM]) == "Sort it.\nb"
-
-
-def test_the_fingerprint_is_of_everything_but_the_input() -> None:
-    """It stays with another input and changes with anything else that shapes the answer."""
-    base = prompt_fingerprint(_request(), "gpt")
-    assert len(base) == 16
-    assert prompt_fingerprint(_request(SYSTEM, {"role": "user", "content": "other"}, temperature=1), "gpt") == base
-    changed = [
-        prompt_fingerprint(_request(), "gpt-5"),
-        prompt_fingerprint(_request({"role": "system", "content": "Sort them."}, USER), "gpt"),
-        prompt_fingerprint(_request(response_format={"type": "json_object"}), "gpt"),
-        prompt_fingerprint(_request(tools=[{"type": "function"}]), "gpt"),
-    ]
-    assert len({base, *changed}) == 5
-
-
-def test_a_fingerprint_can_be_taken_of_any_text() -> None:
-    """A lone surrogate in the instructions is no error."""
-    request = parse_chat(
-        b'{"model":"m","messages":[{"role":"system","content":"\\ud83d"},{"role":"user","content":"a"}]}'
-    )
-    assert len(prompt_fingerprint(request, "gpt")) == 16
