@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gateway.decide import Decision
 from gateway.observing import Fits, Observed, anything
-from gateway.reading import Teacher, read_told
+from gateway.reading import Teacher, read
 from gateway.recognise import Recognised
 from gateway.relay import COPY_LIMIT, Outcome
 from gateway.retrying import seconds_asked
@@ -42,9 +42,9 @@ def learn(services: Services, call: Forwarded, outcome: Outcome, fits: Fits = an
     if outcome.status != 200 or not (outcome.copy or outcome.overlong):
         return None
     try:
-        teacher = None
+        teacher = Teacher()
         if outcome.copy:
-            answer, teacher = read_told(call.surface, outcome.headers, bytes(outcome.copy))
+            answer, teacher = read(call.surface, outcome.headers, bytes(outcome.copy))
         else:
             answer = Answer(f"an answer of more than {COPY_LIMIT:,} bytes", AnswerKind.OTHER)
         # What another model said in the teacher's place is not what the teacher would have said.
@@ -59,7 +59,7 @@ def learn(services: Services, call: Forwarded, outcome: Outcome, fits: Fits = an
     return answer
 
 
-def _observed(call: Forwarded, text: str, answer: Answer, teacher: Teacher | None, fits: Fits) -> Observed:
+def _observed(call: Forwarded, text: str, answer: Answer, teacher: Teacher, fits: Fits) -> Observed:
     return Observed(
         project=call.found.project,
         text=text,

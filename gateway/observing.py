@@ -47,7 +47,7 @@ class Observed:
     project: str
     text: str
     answer: Answer | None
-    teacher: Teacher | None
+    teacher: Teacher
     prompt: Prompt | None
     fits: Fits
     reason: Reason | None
@@ -91,7 +91,7 @@ class Observer:
         return found
 
     def _read(self, call: Observed, orders: Orders, rate: float, found: Found) -> None:
-        if call.teacher is not None and call.teacher.model:
+        if call.teacher.model:
             name = call.teacher.model, call.teacher.build
             found.report.teachers[name] = found.report.teachers.get(name, 0) + 1
         if call.answer is None:

@@ -178,7 +178,7 @@ class Registry:
         """Serve as the store says, from now on. On the event loop."""
         offered = self._offered[project].policy
         self._orders[project] = orders
-        self._loaded[project] = loaded if offered is None else {offered.version: offered} | loaded
+        self._loaded[project] = loaded if offered is None else {offered.version: offered, **loaded}
         self._resolve(project)
 
     async def _watch(self) -> None:

@@ -29,6 +29,10 @@ def make_settings(folder: Path, tree: Mapping[str, Any], upstream: str | None = 
     """Settings with store and spool in `folder`; `upstream` becomes the default upstream's base URL."""
     found: dict[str, Any] = {"store": {"url": f"sqlite:///{folder}/traces.db", "spool": f"{folder}/spool.jsonl"}}
     found |= tree
+    if "projects" in found:
+        # Most tests are about what a policy does that answers; those about how it comes to that, and stays, say so.
+        usual = {"promotion": "immediate", "audit": {"rate": 0}}
+        found["projects"] = {name: usual | project for name, project in found["projects"].items()}
     if upstream is not None:
         found.setdefault("upstreams", {"teacher": {"base_url": upstream}})
         found.setdefault("default_upstream", "teacher")

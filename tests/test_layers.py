@@ -11,7 +11,18 @@ from tests.serving import ROOT
 
 # The serving half of `policies`: what the gateway may know of it.
 SERVING = {"types", "errors", "policy", "artifact", "store", "record", "features", "answers", "input_form"}
-SERVING |= {"prompts", "prompt_spans", "monitor", "states", "lifecycle", "evidence", "audit_rate", "projects", "labels", "verdicts"}
+SERVING |= {
+    "prompts",
+    "prompt_spans",
+    "monitor",
+    "states",
+    "lifecycle",
+    "evidence",
+    "audit_rate",
+    "projects",
+    "labels",
+    "verdicts",
+}
 LEAVES = ("policies/types.py", "policies/errors.py", "gateway/errors.py")
 LAZY = {"gateway/providers.py"}  # litellm; `tracer.py` loads by name
 TRAINING = {"sklearn", "scipy", "skl2onnx", "onnx", "litellm"}
