@@ -233,14 +233,21 @@ class Registry:
             return offered
         if orders is None:
             return offered if project in self._alone or not offered.policy.certified else Serving(None, Reason.STATE)
-        if orders.paused:
-            return Serving(None, Reason.PAUSED)
+        if orders.paused or (orders.live is None and orders.state is not State.REFUSED):
+            reason = Reason.PAUSED if orders.paused else _REASONS[orders.state]
+            return Serving(None, reason, orders.told, shadow=orders.shadow)
         if orders.live is None:
-            return offered if orders.state is State.REFUSED else Serving(None, _REASONS[orders.state])
+            return offered
         found = self._loaded[project].get(orders.live, f"the live policy {orders.live} is not loaded")
         if isinstance(found, str):
             return Serving(None, Reason.DAMAGED, found)
-        return Serving(found, agreement=orders.agreement, withheld=orders.withheld, family=orders.family)
+        return Serving(
+            found,
+            agreement=orders.agreement,
+            withheld=orders.withheld,
+            family=orders.family,
+            shadow=orders.shadow,
+        )
 
 
 def _mark(path: Path) -> _Mark | None:

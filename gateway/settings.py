@@ -28,6 +28,9 @@ _AMBIENT = (
     *("azure", "bedrock", "chatgpt", "databricks", "gdc", "gigachat", "github_copilot"),
     *("oci", "sagemaker", "sap", "vertex_ai", "watsonx"),
 )
+# Of the admin API's key: what can be guessed is none, and a header must be able to carry it.
+_LEAST_KEY_CHARS = 16
+_KEY = re.compile(r"[!-~]+")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 # More processes than this on one machine is a slip of the finger.
 MOST_WORKERS = 256
@@ -387,6 +390,22 @@ def api_key(settings: Settings, upstream: str, environ: Mapping[str, str]) -> st
     if not environ.get(variable):
         raise SettingsError(f"upstreams.{upstream}.api_key_env: the environment has no {variable}")
     return environ[variable]
+
+
+def admin_key(settings: Settings, environ: Mapping[str, str]) -> str | None:
+    """The key of the admin API; None where there is no such API. Raises SettingsError."""
+    variable = settings.admin.key_env
+    if variable is None:
+        return None
+    key = environ.get(variable)
+    if not key:
+        raise SettingsError(f"admin.key_env: the environment has no {variable}")
+    if len(key) < _LEAST_KEY_CHARS or not _KEY.fullmatch(key):
+        raise SettingsError(
+            f"admin.key_env: {variable} should hold at least {_LEAST_KEY_CHARS} letters, digits and signs without "
+            "spaces, such as `openssl rand -hex 32` prints"
+        )
+    return key
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from policies.errors import LifecycleError
+from policies.errors import LifecycleError, UnknownPolicy
 from policies.monitor import Counts, Detector, ShareDetector
 from policies.states import PolicyState, ProjectState, State, Watch
 from policies.types import Move
@@ -174,7 +174,7 @@ def _chosen(project: ProjectState, version: str | None) -> PolicyState:
         found = project.policies.get(version)
         if found is None:
             known = ", ".join(reversed(project.policies)) or "none"
-            raise LifecycleError(f"there is no policy {version[:64]!r}; known: {known}")
+            raise UnknownPolicy(f"there is no policy {version[:64]!r}; known: {known}")
         return found
     waiting = [p for p in project.policies.values() if p.state in (State.SHADOW, State.CANDIDATE)]
     if waiting:
@@ -200,7 +200,8 @@ def rollback(project: ProjectState, version: str | None, by: str, now: float) ->
     past = [v for v in project.past if v != project.live and v in project.policies]
     if version is not None and version not in past:
         known = ", ".join(reversed(past)) or "none"
-        raise LifecycleError(f"{version[:64]!r} is no policy that was live before; those that were: {known}")
+        kind = LifecycleError if version in project.policies else UnknownPolicy
+        raise kind(f"{version[:64]!r} is no policy that was live before; those that were: {known}")
     if not past:
         raise LifecycleError("no policy was live before: there is nothing to roll back to (pause stops answers)")
     policy = project.policies[version or past[-1]]

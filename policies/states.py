@@ -177,8 +177,8 @@ class ProjectState:
     """One project. `offered` is the version that its folder serves, `live` the one that answers.
 
     `past` has the versions that were live before, the latest last: a rollback goes there. `rate` is the share of
-    handled calls that is audited now, `per_second` how many are handled, both at the time `at`. `rules` and `audits` are
-    the settings of the gateway that started last.
+    handled calls that is audited now, `per_second` how many are handled, both at the time `at`. `rules` and `audits`
+    are the settings of the gateway that started last.
     """
 
     offered: str | None = None
@@ -190,8 +190,8 @@ class ProjectState:
     rate: float = 0.0
     per_second: float = 0.0
     at: float = 0.0
-    rules: Rules = Rules()
-    audits: AuditRules = AuditRules()
+    rules: Rules = field(default_factory=Rules)
+    audits: AuditRules = field(default_factory=AuditRules)
 
     @property
     def serving(self) -> PolicyState | None:
