@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check long-tests fuzz hotpath bench peers clean
+.PHONY: demo test lint types check long-tests live-tests fuzz hotpath bench peers clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ check: lint types test
 # Statistical tests of the promise over many seeded draws: minutes, not seconds.
 long-tests: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m guarantee --timeout=3600
+
+# Of these, what watches live agreement: three minutes.
+live-tests: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m guarantee --timeout=3600 tests/guarantees/live
 
 # 20,000 requests that nobody should send, against a gateway process: a minute or two.
 fuzz: $(VENV)/.installed

@@ -100,8 +100,10 @@ def as_store_error(name: str) -> Iterator[None]:
     except (sa.exc.DBAPIError, sqlite3.Error) as error:
         # Only the driver's first line: what follows may quote the row.
         cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        text = str(cause).strip() or type(cause).__name__
-        raise StoreError(f"{name}: {text.splitlines()[0]}") from error
+        text = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        if getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_DIRECTORY:
+            text += ": SQLite has to make files beside it, even to read, and its folder is read-only"
+        raise StoreError(f"{name}: {text}") from error
     except sa.exc.SQLAlchemyError as error:
         raise StoreError(f"{name}: {error}") from error
 
@@ -219,6 +221,8 @@ def _use_wal(engine: sa.Engine) -> None:
             connection.cursor().execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+                return  # whoever only reads can do without
             # Another process switching the same new file makes this fail at once: SQLite does not wait here.
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise

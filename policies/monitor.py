@@ -28,9 +28,9 @@ alternative. So one table serves all targets; factors are positive for any weigh
 whence bounds are exact: `lower_bound` reaches a target when `log_evidence_for` it reaches log(1 / alpha). Odds are
 powers of two with exponents 1/32 to 8, most of the prior where evidence has to be quick (1.2 to 3 times the odds for
 falls, 1/32 to 2/3 for proofs) and a little at both ends: a fall to chance is seen in a dozen comparisons, and bounds
-still tighten at a million. At target 0.95 the median proof takes some 580 comparisons at 0.97 and alpha 0.05, 205 at
-0.98, 129 at 0.99; a fall from 0.97 to 0.90 is seen in 240, to 0.85 in 90, by a detector with at least 20,000 between
-false alarms. Other tables and priors that were tried differ by a tenth either way.
+still tighten at a million. At target 0.95 the median proof takes some 580 comparisons at 0.97 and alpha 0.05, 240 at
+0.98, 129 at 0.99; a fall from 0.97 to 0.90 is seen in 250, to 0.85 in 95, by a detector with at least 20,000 between
+false alarms (`tests/guarantees/live`). Other tables and priors that were tried differ by a tenth either way.
 """
 
 from collections.abc import Callable, Iterable

@@ -79,8 +79,10 @@ _JOINING = frozenset(
 _STEERING = frozenset(
     {"not", "no", "never", "none", "nothing", "always", "must", "only", "except", "unless", "without", "instead"}
     | {"ignore", "if", "then", "else", "don", "do", "does", "shall", "should", "can", "cannot", "answer", "reply"}
-    | {"respond", "return", "output", "say", "label", "labels"}
+    | {"respond", "return", "output", "say", "label", "labels", "use", "be", "write", "speak", "treat", "mark"}
+    | {"classify", "sort", "choose", "pick", "prefer", "avoid", "give", "make", "skip"}
 )
+_TITLES = frozenset({"mr", "mrs", "ms", "dr", "st", "prof", "jr", "sr"})
 
 
 def split(text: str) -> Iterator[tuple[str, str]]:
@@ -153,8 +155,8 @@ def looks(value: str, begins: bool) -> frozenset[str]:
     parts = [part for part in tokens(value) if not part.isspace()]
     for index, part in enumerate(parts):
         if not is_word(part):
-            # "Acme Corp. Answer in French": a full stop between words ends a sentence, except in "J. Smith".
-            ends = part in "." and 0 < index < len(parts) - 1 and len(parts[index - 1]) > 3
+            # "Acme Corp. Speak French": a full stop between words ends a sentence, except in "J. Smith".
+            ends = part in "." and 0 < index < len(parts) - 1 and not _is_abbreviated(parts[index - 1])
             found.add("m" if part in _NAME_MARKS and not ends else "x")
         elif part.casefold() in _STEERING:
             found.add("x")
@@ -167,6 +169,10 @@ def looks(value: str, begins: bool) -> frozenset[str]:
     if "\n" in value or "\r" in value:
         found.add("x")
     return frozenset(found)
+
+
+def _is_abbreviated(word: str) -> bool:
+    return len(word) == 1 or word.casefold() in _TITLES
 
 
 def _found(text: str) -> list[tuple[str, int, int]]:

@@ -52,7 +52,8 @@ class Earlier(Protocol):
 class Step(Protocol):
     """From a project's document and the comparisons new to it: the document it is to have, and what moved.
 
-    It may change the document it is given. It should be quick: other processes that want to write wait for it.
+    It may change the document it is given. It should be quick, because other processes that want to write wait for it
+    and give up after ten seconds, and must not write to the store itself: it would wait for its own end.
     """
 
     def __call__(
@@ -111,6 +112,8 @@ class Record:
         with self._database.writing() as connection:
             revision, text = self._locked(connection, project)
             new = _append(connection, project, handed_in)
+            # Again: the driver's way with batches leaves PostgreSQL's clock standing until the next statement.
+            _bound(connection)
             document, moves = step(self._parsed(text, project), new, partial(_newest, connection, project))
             written = _json(document)
             if written != text:
@@ -119,7 +122,8 @@ class Record:
                 connection.execute(sa.update(PROJECTS).where(PROJECTS.c.project == project).values(values))
             if moves:
                 connection.execute(sa.insert(MOVES), [_move_row(project, move) for move in moves])
-        return revision, self._parsed(written, project)
+            kept = self._parsed(written, project)
+        return revision, kept
 
     def moves(self, project: str | None = None, limit: int = 100) -> list[tuple[int, Move]]:
         """The newest moves, of one project or of all, each with its number, the newest last. Raises StoreError."""
@@ -171,8 +175,7 @@ class Record:
 
     def _locked(self, connection: sa.Connection, project: str) -> tuple[int, str]:
         """The project's revision and document, its row made where there is none and held until the transaction ends."""
-        if connection.dialect.name == "postgresql":
-            connection.execute(_BOUNDS)
+        _bound(connection)
         query = _PROJECT.with_for_update()
         row = connection.execute(query, {"project": project}).one_or_none()
         if row is None:
@@ -187,11 +190,11 @@ class Record:
 
     def _parsed(self, text: str, project: str) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads(text)
-        except ValueError as error:
-            raise StoreError(
-                f"{self._database.name}: what is kept of project {project!r} is damaged: {error}"
-            ) from None
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise StoreError(f"{self._database.name}: what is kept of project {project!r} is damaged: no JSON object")
         return found
 
 
@@ -211,6 +214,11 @@ def flaw(comparison: Comparison) -> str | None:
     if not 0 < comparison.base <= comparison.probability <= 1:
         return "base must be above 0 and at most probability, which is at most 1"
     return None
+
+
+def _bound(connection: sa.Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(_BOUNDS)
 
 
 def _storable(project: str, comparisons: Sequence[Comparison]) -> dict[tuple[str, str, str], Comparison]:

@@ -111,6 +111,7 @@ def test_a_negative_number_of_comparisons_is_refused() -> None:
 
 
 @given(_COMPARISONS)
+@settings(deadline=None)
 def test_counts_survive_json(comparisons: list[tuple[float, bool]]) -> None:
     """What is stored is what is read, to the bit."""
     counts = _tally(comparisons)

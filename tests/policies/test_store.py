@@ -25,23 +25,9 @@ from policies.errors import StoreError
 from policies.schema import METADATA, NEWEST, VERSION_TABLE
 from policies.store import Store, flaw
 from policies.types import AnswerKind, StoredTrace
-from tests.postgres import PASSWORD, Postgres, running_postgres
+from tests.postgres import PASSWORD, Postgres
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    with running_postgres() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/folder/traces.db"
-    server: Postgres = request.getfixturevalue("postgres")
-    return server.new_database()
 
 
 @pytest.fixture
