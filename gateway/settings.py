@@ -357,7 +357,15 @@ class Settings(_Frozen):
 
 
 def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
-    """Read, expand and validate a YAML file; raises SettingsError with one line a problem."""
+    """Read, expand and validate a YAML file, upstreams' keys as well; raises SettingsError with one line a problem."""
+    settings = read_settings(path, environ)
+    for name in settings.upstreams:
+        api_key(settings, name, environ)
+    return settings
+
+
+def read_settings(path: Path, environ: Mapping[str, str]) -> Settings:
+    """The same, for who needs no upstream: their keys may be missing."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -366,10 +374,7 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
         tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: not valid YAML: {error}") from error
-    settings = build_settings({} if tree is None else tree, environ)
-    for name in settings.upstreams:
-        api_key(settings, name, environ)
-    return settings
+    return build_settings({} if tree is None else tree, environ)
 
 
 def build_settings(tree: Any, environ: Mapping[str, str]) -> Settings:
