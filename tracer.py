@@ -33,6 +33,7 @@ _HOMES = {
 _COMMANDS = {
     "gateway.cli": ("serve", "check-config"),
     "gateway.keys_cli": ("keys",),
+    "gateway.projects_cli": ("projects", "policies", "status", "moves", "promote", "rollback", "pause", "resume"),
     "gateway.demo.cli": ("demo",),
     "policies.cli": ("fit", "update"),
     "policies.inspect_cli": ("evaluate", "report"),

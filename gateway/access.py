@@ -92,6 +92,9 @@ class Access:
         """Who calls; raises InvalidKey, HostNotAllowed. Credentials that must not travel leave the scope."""
         return ANYBODY
 
+    def check_host(self, scope: Scope) -> None:
+        """Raise HostNotAllowed where `enter` would, whoever calls."""
+
     def accepts(self, _upstream: str | None, _: Caller) -> bool:
         """Whether a call may be answered here instead of by `upstream`."""
         return True
@@ -129,6 +132,10 @@ class OpenAccess(Access):
                     "Further names go into access.hosts."
                 )
         return ANYBODY
+
+    def check_host(self, scope: Scope) -> None:
+        """The same, for who brings another kind of key."""
+        self.enter(scope)
 
     def _judge(self, host: bytes) -> bool:
         found = _HOST.fullmatch(host.lower())

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.access import check_access
 from gateway.asgi import Whole, error_answer, send_whole
+from gateway.endpoints.admin import admin_routes
 from gateway.endpoints.chat import Chat
 from gateway.endpoints.classify import Classify
 from gateway.endpoints.decisions import Decisions
@@ -91,6 +92,7 @@ def _routes(services: Services) -> list[Route]:
         Route("/metrics", MetricsPage(services), methods=["GET"]),
         Route("/openapi.json", OpenApi(services), methods=["GET"]),
         Route("/{project}/classify", Classify(services), methods=["POST"]),
+        *admin_routes(services),
     ]
 
 
@@ -111,6 +113,8 @@ async def _running(services: Services) -> AsyncIterator[None]:
         stack.push_async_callback(services.watch.stop)
         await services.auditor.start()
         stack.push_async_callback(services.auditor.stop)
+        if services.admin is not None:
+            stack.callback(services.admin.close)
         services.metrics.workers.set(1)
         yield
 

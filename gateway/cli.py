@@ -13,7 +13,7 @@ import typer
 from gateway.access import check_access
 from gateway.errors import SettingsError
 from gateway.logs import log_to_stderr
-from gateway.settings import MOST_WORKERS, Settings, api_key, build_settings, load_settings
+from gateway.settings import MOST_WORKERS, Settings, admin_key, api_key, build_settings, load_settings
 from gateway.shared_metrics import MetricsFolder
 from gateway.shares import check_shares
 from gateway.supervisor import BACKLOG, Supervisor
@@ -120,6 +120,7 @@ def _on_this_machine(settings: Settings, host: str | None, port: int | None, wor
 def _check(settings: Settings) -> None:
     check_access(settings)
     check_shares(settings)
+    admin_key(settings, os.environ)
     for name in settings.upstreams:
         api_key(settings, name, os.environ)
 

@@ -13,8 +13,10 @@ GatewayError
 │   ├── HostNotAllowed         403  called by a name that is not this machine's
 │   ├── UnknownProject         404  `tracer/<name>` or x-tracer-project names no project
 │   ├── NotFound               404  no such path
+│   ├── PolicyNotFound         404  the admin API is asked about a policy or a project that is not there
 │   ├── MethodNotAllowed       405
 │   ├── RequestTimeout         408  the request did not arrive in time
+│   ├── PolicyNotMoved         409  the admin API is to move a policy in a way that is not open to it
 │   ├── BodyTooLarge           413
 │   ├── TooManyRows            413  a batch is over `server.max_batch_rows`
 │   ├── UnsupportedEncoding    415  a compressed body, on a path of the gateway's own
@@ -24,6 +26,7 @@ GatewayError
 │   ├── InternalError          500  a fault of ours
 │   ├── UpstreamUnreachable    502  no answer: refused, unresolved, reset, not HTTP
 │   ├── NoUpstream             503  the call was deferred and there is nobody to forward it to
+│   ├── StoreAway              503  the admin API cannot reach the store
 │   ├── UpstreamUnavailable    503  the upstream failed too often in a row and is left alone for a while
 │   └── UpstreamTimeout        504
 └── UpstreamBroken         the upstream's answer broke off after it had begun
@@ -141,12 +144,28 @@ class NotFound(AnswerableError):  # noqa: N818
     code = "not_found"
 
 
+class PolicyNotFound(AnswerableError):  # noqa: N818
+    """There is no such policy, or no such project: the admin API's answer."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "policy_not_found"
+
+
 class MethodNotAllowed(AnswerableError):  # noqa: N818
     """The path exists, not for this method."""
 
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class PolicyNotMoved(AnswerableError):  # noqa: N818
+    """The policy was refused, is live already, or has nothing to go back to. Nothing has changed."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "policy_not_moved"
 
 
 class BodyTooLarge(AnswerableError):  # noqa: N818
@@ -227,6 +246,13 @@ class NoUpstream(AnswerableError):  # noqa: N818
 
     status = 503
     code = "no_upstream"
+
+
+class StoreAway(AnswerableError):  # noqa: N818
+    """The store cannot be reached, or refuses. Nothing has changed."""
+
+    status = 503
+    code = "store_unavailable"
 
 
 class UpstreamUnavailable(AnswerableError):  # noqa: N818

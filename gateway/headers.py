@@ -32,14 +32,17 @@ def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [pair for pair in pairs if pair[0] not in dropped and pair[0][:9] != _OURS]
 
 
-def forwarded(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The headers of a client's request that an upstream may see: end to end, and no key of ours among them."""
+def forwarded(headers: Headers, secret: bytes = b"") -> list[tuple[bytes, bytes]]:
+    """The headers of a client's request that an upstream may see: end to end, and no key of ours among them.
+
+    `secret` is one more key of ours, which does not look like the others; empty where there is none.
+    """
     kept = [pair for pair in end_to_end(headers) if pair[0] not in _REQUEST_ONLY]
     # One look at all of them tells that none holds a key, as in nearly every call.
     values = b"\n".join([value for _, value in kept]).lower()
-    if b"trc_" not in values and b"basic" not in values:
+    if b"trc_" not in values and b"basic" not in values and not (secret and secret.lower() in values):
         return kept
-    return [(n, v) for n, v in kept if not holds_own_key(n, v)]
+    return [(n, v) for n, v in kept if not holds_own_key(n, v, secret)]
 
 
 def without_account(headers: Headers, account: frozenset[bytes] = ACCOUNT_HEADERS) -> list[tuple[bytes, bytes]]:
@@ -52,15 +55,16 @@ def account_only(headers: Headers, account: frozenset[bytes] = ACCOUNT_HEADERS) 
     return [(n, v) for n, v in headers if n in account]
 
 
-def holds_own_key(name: bytes, value: bytes) -> bool:
+def holds_own_key(name: bytes, value: bytes, secret: bytes = b"") -> bool:
     """Whether a header of any name carries a key of this gateway: bare, in other text, or in Basic credentials."""
     pattern = _LIKE_OURS if name in KEY_HEADERS else _OURS_WHOLE
-    if pattern.search(value) is not None:
+    if pattern.search(value) is not None or (secret and secret in value):
         return True
     scheme, _, credentials = value.strip().partition(b" ")
     if scheme.lower() != b"basic":
         return False
     try:
-        return pattern.search(base64.b64decode(credentials)) is not None
+        decoded = base64.b64decode(credentials)
     except binascii.Error:
         return False
+    return pattern.search(decoded) is not None or bool(secret and secret in decoded)

@@ -119,6 +119,8 @@ class Observer:
             found.report.decided[policy.version] = calls + 1, novel + (local.reason is Reason.NOVEL)
         told, label = "", None
         for rung in policy.rungs:
+            if told == "-":
+                break  # what is not answered at the target is not answered where more is asked for
             if told:
                 local = policy.decide(call.text, rung)
             answers = local.label is not None and call.fits(policy, policy.answers[local.label])

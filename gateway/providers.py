@@ -41,13 +41,14 @@ _IGNORED = frozenset({"metadata", "prompt_cache_key", "prompt_cache_retention", 
 
 
 class ProviderUpstream:
-    """An upstream that litellm speaks to, for chat completions."""
+    """An upstream that litellm speaks to, for chat completions. `secret` never travels to it."""
 
-    def __init__(self, name: str, settings: UpstreamSettings, api_key: str | None) -> None:
+    def __init__(self, name: str, settings: UpstreamSettings, api_key: str | None, secret: bytes = b"") -> None:
         self.name = name
         self.training_allowed = settings.training_allowed
         self._settings = settings
         self._api_key = api_key
+        self._secret = secret
         self._litellm: Any = None
         # litellm hands all four to a few providers, and the read time-out to the others.
         self._timeout = httpx.Timeout(
@@ -107,7 +108,7 @@ class ProviderUpstream:
         """The key litellm is given; None, where the settings allow it, for what it finds in the environment."""
         if self._settings.ambient_credentials:
             return self._api_key
-        return self._api_key or _bearer(call) or _NO_KEY
+        return self._api_key or _bearer(call, self._secret) or _NO_KEY
 
 
 class _WholeAnswer:
@@ -181,8 +182,8 @@ def _import_litellm() -> Any:
     return litellm
 
 
-def _bearer(call: UpstreamCall) -> str | None:
+def _bearer(call: UpstreamCall, secret: bytes) -> str | None:
     """The client's own key, which travels where none is configured and it is not one of ours."""
-    given = next((v.decode("latin-1") for n, v in forwarded(call.headers) if n == b"authorization"), "")
+    given = next((v.decode("latin-1") for n, v in forwarded(call.headers, secret) if n == b"authorization"), "")
     scheme, _, key = given.partition(" ")
     return key.strip() if scheme.lower() == "bearer" and key.strip() else None

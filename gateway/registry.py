@@ -51,6 +51,7 @@ class Orders:
 
     `withheld` labels are not answered. `family` are the prompts that the live policy is certified for, None while they
     are taken on trust. `shadow` is the version that decides beside the teacher, `kept` one that a rollback would want.
+    `told` says, for people, why nothing answers.
     """
 
     state: State
@@ -61,6 +62,7 @@ class Orders:
     family: Family | None = None
     shadow: str | None = None
     kept: str | None = None
+    told: str = ""
 
     @property
     def versions(self) -> set[str]:
@@ -74,7 +76,7 @@ class Serving:
 
     Where `policy` is None, `reason` says why every call is deferred. `decided` is what the policy has said of short
     texts: it says the same of them every time, and customers say the same things (see `Decider.decide_quickly`).
-    `agreement`, `withheld` and `family` are as in `Orders`.
+    `agreement`, `withheld`, `family` and `shadow` are as in `Orders`.
     """
 
     policy: Policy | None
@@ -83,6 +85,7 @@ class Serving:
     agreement: float | None = None
     withheld: frozenset[str] = frozenset()
     family: Family | None = field(default=None, compare=False)
+    shadow: str | None = None
     decided: Decided = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -238,14 +241,21 @@ class Registry:
             return offered
         if orders is None:
             return offered if project in self._alone or not offered.policy.certified else Serving(None, Reason.STATE)
-        if orders.paused:
-            return Serving(None, Reason.PAUSED)
+        if orders.paused or (orders.live is None and orders.state is not State.REFUSED):
+            reason = Reason.PAUSED if orders.paused else _REASONS[orders.state]
+            return Serving(None, reason, orders.told, shadow=orders.shadow)
         if orders.live is None:
-            return offered if orders.state is State.REFUSED else Serving(None, _REASONS[orders.state])
+            return offered
         found = self._loaded[project].get(orders.live, f"the live policy {orders.live} is not loaded")
         if isinstance(found, str):
             return Serving(None, Reason.DAMAGED, found)
-        return Serving(found, agreement=orders.agreement, withheld=orders.withheld, family=orders.family)
+        return Serving(
+            found,
+            agreement=orders.agreement,
+            withheld=orders.withheld,
+            family=orders.family,
+            shadow=orders.shadow,
+        )
 
 
 def _mark(path: Path) -> _Mark | None:

@@ -89,9 +89,10 @@ def _banner(services: Services, host: str, port: int) -> str:
     for name in settings.projects:
         serving = services.registry.serving(name)
         version = f" {serving.version}" if serving.version else ""
+        shadow = f", {serving.shadow} in shadow" if serving.shadow and serving.version else ""
         upstream = settings.upstream_of(name)
         forwards = f"forwards to {upstream}" if upstream else "decision server: no upstream, deferred calls get 503"
-        lines.append(f"  project {name}: {serving.state}{version}; {forwards}")
+        lines.append(f"  project {name}: {serving.state}{version}{shadow}; {forwards}")
         if serving.detail:
             lines.append(f"    {serving.detail}")
     if settings.access.mode != "none":

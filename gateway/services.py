@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from gateway.access import Access, build_access
+from gateway.admin import Admin
 from gateway.attempts import Fallback, Guarded, Route
 from gateway.audited import AuditAnswers
 from gateway.auditor import Auditor
@@ -16,7 +17,7 @@ from gateway.metrics import Metrics
 from gateway.recognise import Recogniser
 from gateway.registry import Registry
 from gateway.room import Room
-from gateway.settings import Settings, api_key
+from gateway.settings import Settings, admin_key, api_key
 from gateway.shared_metrics import MetricsFolder
 from gateway.trace_log import TraceLog
 from gateway.upstream import HttpUpstream, Upstream
@@ -25,7 +26,10 @@ from gateway.watch import Watch
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of one gateway, or of one worker of it; `folder` is what workers count in together."""
+    """The parts of one gateway, or of one worker of it; `folder` is what workers count in together.
+
+    `admin` is None where there is no admin API.
+    """
 
     settings: Settings
     metrics: Metrics
@@ -40,6 +44,7 @@ class Services:
     places: Places
     room: Room
     large: LargeBodies
+    admin: Admin | None = None
     folder: MetricsFolder | None = None
 
     def upstream_of(self, project: str | None) -> Upstream:
@@ -52,6 +57,7 @@ class Services:
 
 def build_services(settings: Settings, environ: Mapping[str, str], folder: MetricsFolder | None = None) -> Services:
     """The parts `settings` asks for; raises SettingsError where an API key's variable is missing."""
+    key = admin_key(settings, environ)
     metrics = Metrics(folder)
     store = settings.store
     registry, places = Registry(settings, metrics), Places(settings.server, metrics)
@@ -75,6 +81,7 @@ def build_services(settings: Settings, environ: Mapping[str, str], folder: Metri
         places,
         Room(settings.server, metrics),
         LargeBodies(),
+        None if key is None else Admin(key, store.url),
         folder,
     )
 
@@ -95,8 +102,10 @@ def _routes(settings: Settings, environ: Mapping[str, str], metrics: Metrics) ->
 
 def _upstream(settings: Settings, name: str, environ: Mapping[str, str]) -> Upstream:
     upstream, key = settings.upstreams[name], api_key(settings, name, environ)
+    # A client may bring it by mistake: it goes nowhere.
+    secret = (admin_key(settings, environ) or "").encode()
     if upstream.provider == "openai":
-        return HttpUpstream(name, upstream, key, settings.access.account_headers)
+        return HttpUpstream(name, upstream, key, settings.access.account_headers, secret)
     # What speaks to litellm comes with it: its HTTP client alone is 5 MB that no other upstream needs.
-    provider: Upstream = import_module("gateway.providers").ProviderUpstream(name, upstream, key)
+    provider: Upstream = import_module("gateway.providers").ProviderUpstream(name, upstream, key, secret)
     return provider

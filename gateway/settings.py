@@ -28,6 +28,9 @@ _AMBIENT = (
     *("azure", "bedrock", "chatgpt", "databricks", "gdc", "gigachat", "github_copilot"),
     *("oci", "sagemaker", "sap", "vertex_ai", "watsonx"),
 )
+# Of the admin API's key: what can be guessed is none, and a header must be able to carry it.
+_LEAST_KEY_CHARS = 16
+_KEY = re.compile(r"[!-~]+")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 # More processes than this on one machine is a slip of the finger.
 MOST_WORKERS = 256
@@ -354,7 +357,15 @@ class Settings(_Frozen):
 
 
 def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
-    """Read, expand and validate a YAML file; raises SettingsError with one line a problem."""
+    """Read, expand and validate a YAML file, upstreams' keys as well; raises SettingsError with one line a problem."""
+    settings = read_settings(path, environ)
+    for name in settings.upstreams:
+        api_key(settings, name, environ)
+    return settings
+
+
+def read_settings(path: Path, environ: Mapping[str, str]) -> Settings:
+    """The same, for who needs no upstream: their keys may be missing."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -363,10 +374,7 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
         tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: not valid YAML: {error}") from error
-    settings = build_settings({} if tree is None else tree, environ)
-    for name in settings.upstreams:
-        api_key(settings, name, environ)
-    return settings
+    return build_settings({} if tree is None else tree, environ)
 
 
 def build_settings(tree: Any, environ: Mapping[str, str]) -> Settings:
@@ -387,6 +395,22 @@ def api_key(settings: Settings, upstream: str, environ: Mapping[str, str]) -> st
     if not environ.get(variable):
         raise SettingsError(f"upstreams.{upstream}.api_key_env: the environment has no {variable}")
     return environ[variable]
+
+
+def admin_key(settings: Settings, environ: Mapping[str, str]) -> str | None:
+    """The key of the admin API; None where there is no such API. Raises SettingsError."""
+    variable = settings.admin.key_env
+    if variable is None:
+        return None
+    key = environ.get(variable)
+    if not key:
+        raise SettingsError(f"admin.key_env: the environment has no {variable}")
+    if len(key) < _LEAST_KEY_CHARS or not _KEY.fullmatch(key):
+        raise SettingsError(
+            f"admin.key_env: {variable} should hold at least {_LEAST_KEY_CHARS} letters, digits and signs without "
+            "spaces, such as `openssl rand -hex 32` prints"
+        )
+    return key
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -110,7 +110,8 @@ class Upstream(Protocol):
 class HttpUpstream:
     """An upstream that speaks the OpenAI API itself.
 
-    Where it has a key of its own, nothing of the client's account (`account_headers`, cookies) travels to it.
+    Where it has a key of its own, nothing of the client's account (`account_headers`, cookies) travels to it. `secret`
+    never does.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class HttpUpstream:
         settings: UpstreamSettings,
         api_key: str | None,
         account_headers: frozenset[bytes] = ACCOUNT_HEADERS,
+        secret: bytes = b"",
     ) -> None:
         self.name = name
         self.training_allowed = settings.training_allowed
@@ -126,6 +128,7 @@ class HttpUpstream:
         self._base = _base_url(settings.base_url or "")
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
         self._account_headers = account_headers
+        self._secret = secret
         self._session: aiohttp.ClientSession | None = None
         self._places = asyncio.Semaphore(settings.max_connections)
         self._taken = self._taken_aside = 0
@@ -230,7 +233,7 @@ class HttpUpstream:
         return None if not call.body and call.method in _BODILESS else call.body
 
     def _headers(self, call: UpstreamCall) -> CIMultiDict[str]:
-        kept = forwarded(call.headers)
+        kept = forwarded(call.headers, self._secret)
         if isinstance(call.body, bytes):
             # The HTTP client counts them; the model's name may have changed.
             kept = [(n, v) for n, v in kept if n != b"content-length"]

@@ -20,13 +20,15 @@ from gateway.observing import Found, Observed, Observer
 from gateway.registry import Orders, Registry
 from gateway.settings import ProjectSettings, Settings
 from policies import lifecycle
-from policies.audit_rate import AuditRules, Spent, lease, settle
+from policies.audit_rate import Spent, lease, settle
 from policies.errors import StoreError
-from policies.evidence import Report, Rules
+from policies.evidence import Report
 from policies.lifecycle import Offer
 from policies.policy import Policy
 from policies.projects import read, summary
+from policies.prompts import Prompt
 from policies.record import Record
+from policies.rules import AuditRules, Rules
 from policies.states import ProjectState
 from policies.types import Comparison, Move, Reason
 from policies.verdicts import take
@@ -39,6 +41,7 @@ _IDLE_REPORT_SECONDS = 5.0  # without anything seen: rates and budgets still mov
 _LONGEST_WAIT = 5.0
 _MOST_OBSERVED = 10_000
 _AT_ONCE = 500
+_MOST_TRUSTED = 200
 _KEPT_COMPARISONS, _PRUNE_SECONDS = 50_000, 600.0
 _FIRST_SECONDS = 10.0  # the start waits so long for the store's first word
 
@@ -69,12 +72,14 @@ class Watch:
         self._registry = registry
         self._metrics = metrics
         self._budgets = budgets
-        self._rules = {name: _rules(project) for name, project in settings.projects.items()}
+        self._rules = {name: _rules(settings, name) for name in settings.projects}
         self._audits = {name: _audit_rules(project) for name, project in settings.projects.items()}
         self._observed: deque[Observed] = deque()
         self._offers: deque[tuple[str, Policy]] = deque()
         self._counts: dict[str, Counter[str]] = {name: Counter() for name in settings.projects}
         self._taken: dict[str, Counter[str]] = {name: Counter() for name in settings.projects}
+        self._trusted: dict[str, set[tuple[str, str]]] = {name: set() for name in settings.projects}
+        self._on_trust: deque[tuple[str, str, Prompt]] = deque()
         self._unsent: dict[str, tuple[list[Comparison], Report]] = {}
         self._states: dict[str, ProjectState] = {}
         self._revisions: dict[str, int] = {}
@@ -86,6 +91,7 @@ class Watch:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._first = threading.Event()
+        self._waiting: deque[asyncio.Future[None]] = deque()  # for the next turn
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         registry.on_offer = self._offer
@@ -106,6 +112,15 @@ class Watch:
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, timeout)
 
+    async def catch_up(self, seconds: float = 1.0) -> None:
+        """Ask the store now: what it says is in force here afterwards, unless it is away or this takes too long."""
+        if self._loop is None or not self._thread.is_alive():
+            return
+        caught_up = self._loop.create_future()
+        self._waiting.append(caught_up)
+        self._wake.set()
+        await asyncio.wait([caught_up], timeout=seconds)
+
     def count(self, project: str, reason: str, calls: int = 1) -> None:
         """Calls of a project have been decided on, under this reason ("" where they were answered)."""
         if project:
@@ -117,6 +132,13 @@ class Watch:
             self._metrics.evidence_dropped.inc()
             return
         self._observed.append(observed)
+
+    def trust(self, project: str, version: str, prompt: Prompt) -> None:
+        """A call with this prompt has been answered on trust. Cheap for a prompt that has come by before."""
+        known = self._trusted[project]
+        if (version, prompt.fingerprint) not in known and len(known) < _MOST_TRUSTED:
+            known.add((version, prompt.fingerprint))
+            self._on_trust.append((project, version, prompt))
 
     def compares(self, project: str) -> bool:
         """Whether anything is to be learned from what the teacher says of a project's calls."""
@@ -131,7 +153,10 @@ class Watch:
         while not self._stopping.is_set():
             self._wake.wait(self._away or POLL_SECONDS)
             self._wake.clear()
+            waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
             self._turn()
+            if waiting and self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(_release, waiting)
         self._turn(last=True)
         if self._record is not None:
             self._record.close()
@@ -168,19 +193,18 @@ class Watch:
         return self._record
 
     def _register(self, record: Record) -> None:
-        """Tell the store what the folders serve."""
+        """Tell the store what the folders serve, and what the settings say."""
         while self._offers:
             project, policy = self._offers[0]
             made = _offer(policy)
-            settings = self._settings
-            watched = settings.upstream_of(project) is not None
-            promotion = settings.projects[project].promotion
 
             def move(state: ProjectState) -> list[Move]:
-                return lifecycle.offer(state, made, promotion, watched, time.time())  # noqa: B023 - called at once
+                return lifecycle.offer(state, made, time.time())  # noqa: B023 - called at once
 
             self._change(record, project, [], move)
             self._offers.popleft()
+        for project in self._settings.projects.keys() - self._states.keys():
+            self._change(record, project, [], lambda _: [])
 
     def _hand_in(self, record: Record, *, last: bool) -> None:
         """What has been seen since, one transaction a project."""
@@ -188,6 +212,9 @@ class Watch:
         for _ in range(min(len(self._observed), _AT_ONCE)):
             observed = self._observed.popleft()
             waiting.setdefault(observed.project, []).append(observed)
+        for _ in range(len(self._on_trust)):
+            project, version, prompt = self._on_trust.popleft()
+            self._unsent.setdefault(project, ([], Report()))[1].prompts.append((version, prompt))
         for project in self._settings.projects:
             self._read(project, waiting.get(project, []))
             if self._is_due(project, last=last):
@@ -262,6 +289,7 @@ class Watch:
     ) -> None:
         def step(document: dict[str, Any], *_: object) -> tuple[dict[str, Any], Sequence[Move]]:
             state = read(document)
+            state.rules, state.audits = self._rules[project], self._audits[project]
             moves = move(state)
             return state.to_json(), [replace(made, project=project) for made in moves]
 
@@ -297,10 +325,22 @@ class Watch:
                 record.prune(project, _KEPT_COMPARISONS)
 
 
-def _rules(project: ProjectSettings) -> Rules:
+def _release(waiting: Sequence[asyncio.Future[None]]) -> None:
+    for caught_up in waiting:
+        if not caught_up.done():
+            caught_up.set_result(None)
+
+
+def _rules(settings: Settings, name: str) -> Rules:
+    project = settings.projects[name]
     proof = project.proof
     return Rules(
-        project.promotion, proof.promotion_risk, proof.demotion_risk, proof.false_alarm_audits, proof.system_fingerprint
+        promotion=project.promotion,
+        delta=proof.promotion_risk,
+        alpha=proof.demotion_risk,
+        run_length=proof.false_alarm_audits,
+        builds=proof.system_fingerprint,
+        watched=settings.upstream_of(name) is not None,
     )
 
 
@@ -343,7 +383,18 @@ def _orders(state: ProjectState, before: Orders | None) -> Orders:
         family,
         None if shadow is None else shadow.version,
         next((version for version in reversed(state.past) if version != state.live), None),
+        _told(state),
     )
+
+
+def _told(state: ProjectState) -> str:
+    """Why nothing answers, for people; "" where something does, or nothing ever did."""
+    if state.live is not None:
+        return ""
+    if state.shadow is not None:
+        return f"{state.shadow.version} is in shadow and answers nothing yet: {state.shadow.cause}"
+    stopped = [policy for policy in state.policies.values() if policy.state is state.state]
+    return f"{stopped[-1].version} is {state.state}: {stopped[-1].cause}" if stopped else ""
 
 
 def _stands(orders: Orders) -> tuple[str | None, str | None, bool]:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import ceil, log
 
-from policies.evidence import Rules
 from policies.monitor import log_evidence_against
+from policies.rules import AuditRules, Rules
 from policies.states import Day, PolicyState, ProjectState
 
 _MOST_DAYS = 7
@@ -15,18 +15,6 @@ _WINDOW = 60.0  # seconds over which the number of handled calls is averaged
 _CALM = 0.3  # of the evidence that would demote; from there the rate rises, to ten times as much
 _SUSPICION = 9.0
 _LEASE_SECONDS, _LARGEST_LEASE, _LEASES = 5.0, 500, 40
-
-
-@dataclass(frozen=True, slots=True)
-class AuditRules:
-    """What a project's settings say of audits; see config.example.yaml."""
-
-    rate: float = 0.02
-    first_rate: float = 0.1
-    first_hours: float = 6.0
-    most_rate: float = 0.5
-    daily_calls: int = 2_000
-    daily_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ PolicyError
 ├── FitError               a fit cannot start (bad settings, mismatched embeddings)
 ├── ExportError            the ONNX graph decides differently from the fitted model
 ├── LifecycleError         a policy cannot be moved so
+│   └── UnknownPolicy      there is no such policy, or no such project
 └── StoreError             the trace store cannot be reached or refuses
 """
 
@@ -47,6 +48,10 @@ class ExportError(PolicyError):
 
 class LifecycleError(PolicyError):
     """A policy cannot be moved so: it is not there, was refused, or stands there already. Nothing has changed."""
+
+
+class UnknownPolicy(LifecycleError):  # noqa: N818
+    """There is no such policy, or no such project."""
 
 
 class StoreError(PolicyError):

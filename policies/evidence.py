@@ -17,21 +17,6 @@ _CALLS_WINDOW, _ANSWERS_WINDOW = 100.0, 15.0  # shares are over so many, falling
 _LABEL_ERRORS = 0.2  # a label is looked at on its own where more than this, and three times the policy's, is wrong
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What a project's settings say of promotion and demotion.
-
-    `delta` is the chance that a policy below its target is promoted, `alpha` that one on its target is ever demoted by
-    the e-process, `run_length` the mean number of audits between false alarms of the detector.
-    """
-
-    promotion: str = "shadow"
-    delta: float = 0.05
-    alpha: float = 0.05
-    run_length: float = 20_000.0
-    builds: bool = True  # whether another system_fingerprint is another teacher
-
-
 @dataclass(slots=True)
 class Report:
     """What one process has seen since its last report, but for the comparisons.

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from math import comb, exp, lgamma, log, log1p
 from typing import Any
 
-from policies.evidence import Report, Rules
+from policies.evidence import Report
 from policies.lifecycle import GATEWAY, begin_watch, demote, go_to_shadow
 from policies.monitor import Counts, Detector, log_evidence_against
+from policies.rules import Rules
 from policies.states import PolicyState, ProjectState, State, Withheld
 from policies.types import Comparison, Move
 

@@ -6,17 +6,19 @@ What is changed here is in force in every process that serves the same store wit
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from math import log
 from typing import Any, Self
 
 from policies import lifecycle
 from policies.audit_rate import suspicion
-from policies.errors import LifecycleError, StoreError
-from policies.evidence import Rules
+from policies.errors import StoreError, UnknownPolicy
 from policies.monitor import log_evidence_against, log_evidence_for, lower_bound
 from policies.record import Record
+from policies.rules import Rules
 from policies.states import PolicyState, ProjectState
 from policies.types import Move
+from policies.verdicts import levels
 
 LIVE_CONFIDENCE = 0.95
 """Of the bound that is shown of a live policy: it is below the truth at all times with this probability."""
@@ -42,20 +44,22 @@ class Projects:
         return sorted(self._record.revisions())
 
     def summaries(self) -> dict[str, dict[str, Any]]:
-        """`summary` of every project, by name."""
-        return {name: self.summary(name) for name in self.names()}
+        """`summary` of every project, by name, as they stood at one moment."""
+        return {name: summary(name, read(document)) for name, (_, document) in self._record.documents().items()}
 
     def summary(self, project: str) -> dict[str, Any]:
-        """Where a project stands, its policies the newest first. Raises LifecycleError for an unknown one."""
+        """Where a project stands, its policies the newest first. Raises UnknownPolicy where there is none."""
         found = self._record.document(project)
         if found is None:
             known = ", ".join(self.names()) or "none"
-            raise LifecycleError(f"the store knows no project {project[:64]!r}; known: {known}")
+            raise UnknownPolicy(f"the store knows no project {project[:64]!r}; known: {known}")
         return summary(project, read(found[1]))
 
-    def moves(self, project: str | None, limit: int = 50) -> list[dict[str, Any]]:
-        """The latest moves, oldest first, each with its cause, time and evidence."""
-        return [{"seq": seq} | asdict(move) for seq, move in self._record.moves(project, limit)]
+    def moves(self, project: str, limit: int = 50) -> list[dict[str, Any]]:
+        """The latest moves, oldest first, each with its cause, time and evidence. Raises UnknownPolicy."""
+        self.summary(project)
+        found = self._record.moves(project, limit)
+        return [{"seq": seq} | asdict(move) | {"ts": moment(move.ts)} for seq, move in found]
 
     def promote(self, project: str, version: str | None, by: str) -> dict[str, Any]:
         """See `lifecycle.promote`; the project's summary afterwards."""
@@ -94,7 +98,12 @@ def read(document: dict[str, Any]) -> ProjectState:
 
 
 def summary(name: str, project: ProjectState) -> dict[str, Any]:
-    """What people and programs are shown of a project, as JSON values."""
+    """What people and programs are shown of a project, as JSON values; times are ISO 8601.
+
+    `audits_today` are those of the last day with audits, with the day's budget.
+    """
+    rules, audits = project.rules, project.audits
+    days = sorted(project.days.items())[-1:]
     return {
         "project": name,
         "state": "paused" if project.paused else project.state.value,
@@ -102,19 +111,26 @@ def summary(name: str, project: ProjectState) -> dict[str, Any]:
         "live": project.live,
         "shadow": None if project.shadow is None else project.shadow.version,
         "rollback_to": next((v for v in reversed(project.past) if v != project.live), None),
+        "promotion": rules.promotion,
         "audit_rate": round(project.rate, 5),
         "handled_per_second": round(project.per_second, 3),
-        "audits_today": {day: asdict(spent) for day, spent in sorted(project.days.items())[-1:]},
-        "policies": [policy_summary(policy) for policy in reversed(project.policies.values())],
+        "audits_today": {
+            "day": days[0][0] if days else None,
+            "calls": days[0][1].calls if days else 0,
+            "usd": round(days[0][1].usd, 6) if days else 0.0,
+            "daily_calls": audits.daily_calls,
+            "daily_usd": audits.daily_usd,
+        },
+        "policies": [policy_summary(policy, rules) for policy in reversed(project.policies.values())],
     }
 
 
-def policy_summary(policy: PolicyState) -> dict[str, Any]:
-    """What is shown of one policy."""
+def policy_summary(policy: PolicyState, rules: Rules) -> dict[str, Any]:
+    """What is shown of one policy. Evidence is in natural logarithms, beside what it has to reach under `rules`."""
     shown: dict[str, Any] = {
         "version": policy.version,
         "state": policy.state.value,
-        "since": policy.since,
+        "since": moment(policy.since),
         "cause": policy.cause,
         "certified": policy.certified,
         "reason": policy.reason,
@@ -124,39 +140,49 @@ def policy_summary(policy: PolicyState) -> dict[str, Any]:
         "teachers": list(policy.teachers.known)[:8],
     }
     if policy.trials:
-        shown["shadow"] = [
-            {
-                "held_to": rung,
-                "comparisons": trial.n,
-                "agreement": trial.agreement,
-                "evidence_for": round(log_evidence_for(trial, policy.target), 3),
-                "evidence_against": round(log_evidence_against(trial, policy.target), 3),
-            }
-            for rung, trial in zip(policy.rungs, policy.trials, strict=True)
-        ]
+        shown["shadow"] = _shadow_figures(policy, rules)
     if policy.watch is not None:
-        shown["live"] = live_figures(policy)
+        shown["live"] = live_figures(policy, rules)
     if policy.withheld:
         shown["withheld"] = {
             label: {
                 "cause": held.cause,
-                "since": held.since,
+                "since": moment(held.since),
                 "comparisons": held.trial.n,
                 "agreement": held.trial.agreement,
+                "evidence_for": round(log_evidence_for(held.trial, policy.target), 3),
+                "returned_at": round(log(1 / rules.delta), 3),
             }
             for label, held in policy.withheld.items()
         }
     return shown
 
 
-def live_figures(policy: PolicyState) -> dict[str, Any]:
-    """What the audits say of a live policy. Evidence is in natural logarithms, with the value that would demote."""
+def _shadow_figures(policy: PolicyState, rules: Rules) -> list[dict[str, Any]]:
+    """What shadow has shown of each agreement that the policy can be held to, loosest first."""
+    needed = levels(len(policy.rungs), rules.delta)
+    return [
+        {
+            "held_to": rung,
+            "comparisons": trial.n,
+            "disagreements": trial.wrong,
+            "agreement": trial.agreement,
+            "evidence_for": round(log_evidence_for(trial, policy.target), 3),
+            "promoted_at": round(level, 3),
+            "evidence_against": round(log_evidence_against(trial, policy.target), 3),
+            "demoted_at": round(log(1 / rules.alpha), 3),
+        }
+        for rung, trial, level in zip(policy.rungs, policy.trials, needed, strict=True)
+    ]
+
+
+def live_figures(policy: PolicyState, rules: Rules) -> dict[str, Any]:
+    """What audits have shown of a live policy, with what would demote it under `rules`."""
     watch = policy.watch
     if watch is None:
         return {}
-    rules = Rules()
     return {
-        "since": policy.live_since,
+        "since": None if policy.live_since is None else moment(policy.live_since),
         "audits": watch.counts.n,
         "disagreements": watch.counts.wrong,
         "agreement": watch.counts.agreement,
@@ -172,3 +198,8 @@ def live_figures(policy: PolicyState) -> dict[str, Any]:
         "strange_prompts": round(policy.strange, 3),
         "strange_teachers": round(policy.teachers.strange, 3),
     }
+
+
+def moment(ts: float) -> str:
+    """Seconds since the epoch as ISO 8601, UTC, to the millisecond."""
+    return datetime.fromtimestamp(ts, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from policies.monitor import Counts, Detector, ShareDetector
 from policies.prompts import Family
+from policies.rules import AuditRules, Rules
 
 _MOST_POLICIES = 40  # that are remembered; what was retired longest ago is forgotten first
 _MOST_PAST = 10
@@ -176,7 +177,8 @@ class ProjectState:
     """One project. `offered` is the version that its folder serves, `live` the one that answers.
 
     `past` has the versions that were live before, the latest last: a rollback goes there. `rate` is the share of
-    handled calls that is audited now, `per_second` how many are handled, both at the time `at`.
+    handled calls that is audited now, `per_second` how many are handled, both at the time `at`. `rules` and `audits`
+    are the settings of the gateway that started last.
     """
 
     offered: str | None = None
@@ -188,6 +190,8 @@ class ProjectState:
     rate: float = 0.0
     per_second: float = 0.0
     at: float = 0.0
+    rules: Rules = field(default_factory=Rules)
+    audits: AuditRules = field(default_factory=AuditRules)
 
     @property
     def serving(self) -> PolicyState | None:
@@ -236,6 +240,8 @@ class ProjectState:
             "rate": self.rate,
             "per_second": self.per_second,
             "at": self.at,
+            "rules": asdict(self.rules),
+            "audits": asdict(self.audits),
         }
 
     @classmethod
@@ -257,4 +263,6 @@ class ProjectState:
             found["rate"],
             found["per_second"],
             found["at"],
+            Rules(**found["rules"]),
+            AuditRules(**found["audits"]),
         )

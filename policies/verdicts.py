@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from math import log
 from typing import Any
 
-from policies.evidence import Report, Rules, compare, count, rung_of
+from policies.evidence import Report, compare, count, rung_of
 from policies.labels import ROWS, Earlier, blamed, suspects, too_many, unseen, withhold
 from policies.lifecycle import GATEWAY, begin_watch, demote, forget_strangers, go_live, go_to_shadow
 from policies.monitor import log_evidence_against, log_evidence_for
+from policies.rules import Rules
 from policies.states import PolicyState, ProjectState, State, Watch
 from policies.types import Comparison, Move
 
@@ -34,6 +35,8 @@ def take(
     project: ProjectState, report: Report, new: Sequence[Comparison], earlier: Earlier, rules: Rules, now: float
 ) -> list[Move]:
     """Add what was seen to what is known, and make the moves that follow from it."""
+    if not rules.watched:
+        return []  # nothing would bring back what is stopped
     count(project, report)
     compare(project, new)
     moves = []
@@ -65,7 +68,7 @@ def _shadow_verdict(project: ProjectState, policy: PolicyState, rules: Rules, no
     rejected = [log_evidence_against(trial, policy.target) >= log(1 / rules.alpha) for trial in policy.trials]
     if all(rejected):
         return [demote(project, policy, "shadow: agreement below target", now, _shown(policy, 0))]
-    if rules.promotion != "shadow":
+    if rules.promotion == "manual":
         return []
     proved = _proved(policy, rules)
     if proved and (proved[0] == 0 or rejected[0] or policy.trials[0].n >= _PATIENCE):

@@ -21,6 +21,7 @@ SERVING |= {
     "audit_rate",
     "projects",
     "labels",
+    "rules",
     "verdicts",
 }
 LEAVES = ("policies/types.py", "policies/errors.py", "gateway/errors.py")

@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from gateway.asgi import LOCAL_HEADERS, send_bytes
 from gateway.endpoints.exchange import Endpoint, answer_json
 from gateway.exchange import Exchange
-from gateway.registry import Serving
+from gateway.registry import Registry
 
 
 class Liveness(Endpoint):
@@ -53,7 +53,8 @@ class Health(Endpoint):
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer."""
-        projects = {name: _describe(self.services.registry.serving(name)) for name in self.services.settings.projects}
+        registry = self.services.registry
+        projects = {name: _describe(registry, name) for name in self.services.settings.projects}
         default = self.services.settings.project_served()
         folder = self.services.folder
         shown: dict[str, Any] = {"status": "ok", "workers": 1 if folder is None else len(folder.running())}
@@ -63,9 +64,13 @@ class Health(Endpoint):
         await answer_json(exchange, shown | {"projects": projects})
 
 
-def _describe(serving: Serving) -> dict[str, Any]:
-    described: dict[str, Any] = {"state": serving.state, "policy": serving.version, "reason": serving.detail or None}
-    manifest = None if serving.policy is None else serving.policy.manifest
+def _describe(registry: Registry, project: str) -> dict[str, Any]:
+    """What answers; where nothing does, what its certificate says of the policy in shadow."""
+    serving = registry.serving(project)
+    described: dict[str, Any] = {"state": serving.state, "policy": serving.version, "shadow": serving.shadow}
+    described["reason"] = serving.detail or None
+    policy = serving.policy or registry.policy(project, serving.shadow)
+    manifest = None if policy is None else policy.manifest
     certificate = None if manifest is None else manifest.certificate
     described |= {
         "method": certificate and certificate.method,
