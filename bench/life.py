@@ -22,6 +22,7 @@ from gateway.demo import processes
 from gateway.demo.processes import Child
 from policies.projects import Projects
 from policies.record import Record
+from policies.traces import to_seconds
 from policies.types import Comparison
 
 PROJECT = "bank"
@@ -158,7 +159,10 @@ class Life:
 
 
 def _read(projects: Projects) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    return projects.summaries().get(PROJECT, {}), projects.moves(PROJECT, 1_000)
+    if PROJECT not in projects.names():
+        return {}, []
+    moves = projects.moves(PROJECT, 1_000)
+    return projects.summary(PROJECT), [move | {"ts": to_seconds(move["ts"])} for move in moves]
 
 
 def store_url(folder: Path) -> str:
