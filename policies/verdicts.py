@@ -19,7 +19,7 @@ from math import log
 from typing import Any
 
 from policies.evidence import Report, compare, count, rung_of
-from policies.labels import ROWS, Earlier, blamed, suspects, too_many, unseen, withhold
+from policies.labels import ROWS, Earlier, blamed, forget_unseen, suspects, too_many, unseen, withhold
 from policies.lifecycle import GATEWAY, begin_watch, demote, forget_strangers, go_live, go_to_shadow
 from policies.monitor import log_evidence_against, log_evidence_for
 from policies.rules import Rules
@@ -162,6 +162,7 @@ def _returned(policy: PolicyState, rules: Rules, now: float) -> list[Move]:
     for label, held in list(policy.withheld.items()):
         if log_evidence_for(held.trial, policy.target) >= level:
             del policy.withheld[label]
+            forget_unseen(policy, label)
             shown = {"label": label, "comparisons": held.trial.n, "disagreements": held.trial.wrong}
             moves.append(Move("", policy.version, State.LIVE, State.LIVE, "label returned", GATEWAY, now, shown))
     if log_evidence_for(policy.trial, policy.target) >= level:
