@@ -1,13 +1,14 @@
 """What happens when the world changes under a live policy: noticed when, at which price, and back how.
 
-python bench/drift.py [--scenario NAME ...] [--out FILE] [--plot FILE] [--write-docs] [--later] [--rate 600]
+python bench/drift.py [--scenario NAME ...] [--out FILE] [--plot FILE] [--write-docs] [--later]
 
-banking77 through `tracer serve`, default settings but for the day's cap on audits, over sockets; the teacher is a
-scripted server. A policy for 0.95 is fitted on the first half of the traces and starts in shadow. Live calls are the
-second half, again and again in new orders and other capitals, which the policy does not see; after a refit they are
-`traffic.jsonl`, which nothing was fitted on. To learn anew, the project is paused, or was stopped by the evidence: all
-calls are the teacher's then, and 5,000 of them are exported and fitted on. Prints a timeline and one table; with --out the figures as JSON, with --plot (PNG or SVG, the extra `plot`)
-the coverage and the agreement that the application saw.
+banking77 through `tracer serve`, over sockets, with default settings but for the day's cap on audits; the teacher is a
+scripted server. A policy for 0.95 is fitted on one half of the traces and starts in shadow. Live calls are the other
+half, again and again in new orders and in other capitals, which the policy does not see; after a refit they are
+`traffic.jsonl`, which nothing was fitted on. To learn anew, all calls go to the teacher (`tracer pause`, where the
+policy was not stopped as a whole), and 5,000 of them are exported and fitted on. Traffic rests during the fit. Prints a
+timeline for each scenario and one table; with --out the figures as JSON, with --plot (PNG or SVG, the extra `plot`) the
+coverage and the agreement that the application saw.
 """
 
 import argparse
@@ -42,13 +43,14 @@ QUIET = 3_000  # where nothing is to happen
 # A day's calls pass in half a minute: its 2,000 audits would be spent by then.
 AUDIT = {"daily_calls": 1_000_000}
 LATER = {"first_hours": 0}
+_LAST_SECONDS = 1.5  # in which the last audits come in, and the last traces and moves are written
 
 
 def main() -> None:
     """Run the scenarios and say what came of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", action="append", choices=sorted(SCENARIOS))
-    parser.add_argument("--rate", type=float, default=600.0, help="calls a second")
+    parser.add_argument("--rate", type=float, default=800.0, help="calls a second")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--later", action="store_true", help="audit as after the first hours: 2 %% instead of 10 %%")
     parser.add_argument("--out", type=Path)
@@ -99,7 +101,9 @@ def fit(data: Data, folder: Path) -> dict[str, Any]:
 def _tracer(*arguments: object) -> dict[str, Any]:
     told = processes.run([sys.executable, "-m", "tracer", *map(str, arguments)])
     found: dict[str, Any] = json.loads(told) if "--json" in arguments else {}
-    return {key: found[key] for key in found.keys() & {"refused", "coverage", "teacher_agreement", "n_traces", "version"}}
+    return {
+        key: found[key] for key in found.keys() & {"refused", "coverage", "teacher_agreement", "n_traces", "version"}
+    }
 
 
 class Story:
@@ -125,9 +129,9 @@ class Story:
             await life.send(self._calls(self._data.live, HEALTHY))
             agreement = life.summary["policies"][0]["held_to"]
             event = self._event(life)
-            await (self._quiet(life) if self._scenario.quiet else self._noticed(life, event))
+            await (self._quiet(life) if self._scenario.quiet else self._noticed(life))
             end = len(life.calls)
-            await self._settled(life)
+            await asyncio.sleep(_LAST_SECONDS)
             return self._told(life, promoted, event, end, agreement)
 
     def _calls(self, texts: Sequence[str], most: int, *, happened: bool = False) -> Iterator[Call]:
@@ -156,7 +160,7 @@ class Story:
     async def _quiet(self, life: Life) -> None:
         await life.send(self._calls(self._data.live, QUIET, happened=True))
 
-    async def _noticed(self, life: Life, event: int) -> None:
+    async def _noticed(self, life: Life) -> None:
         moves, version = len(life.moves), life.summary["live"]
         await life.send(self._calls(self._data.live, NOTICED, happened=True), lambda: len(life.moves) > moves)
         self._mark(life, "noticed", "")
@@ -165,7 +169,7 @@ class Story:
             texts = self._data.traffic
         else:
             texts = self._data.live
-        await life.send(self._calls(texts, PROVING, happened=True), lambda: life.live(version) and self._steady(life))
+        await life.send(self._calls(texts, PROVING, happened=True), lambda: life.live(version))
         self._mark(life, "recovered" if life.live(version) else "not recovered", "")
         await life.send(self._calls(texts, RECOVERED, happened=True))
 
@@ -184,13 +188,9 @@ class Story:
             await asyncio.to_thread(_tracer, "resume", PROJECT, "--store", life.store)
         return version
 
-    def _steady(self, life: Life) -> bool:
-        """Whether what was noticed is over: a policy put off is back."""
-        return life.state == "live"
-
     async def _refit(self, life: Life, since: float) -> str:
         """What a person would type. Traffic rests meanwhile."""
-        await asyncio.sleep(1.0)  # the writer's last traces
+        await asyncio.sleep(_LAST_SECONDS)
         traces, policy = self._folder / "since.jsonl", self._folder / "policy"
         moment = datetime.fromtimestamp(since, UTC).isoformat(timespec="milliseconds")
         self._mark(life, "refit", f"tracer traces export --since {moment}; tracer fit")
@@ -203,10 +203,6 @@ class Story:
             known = lambda: version in {policy["version"] for policy in life.summary["policies"]}  # noqa: E731
             await life.settle(known, "the gateway had seen the refitted policy")
         return version
-
-    async def _settled(self, life: Life) -> None:
-        """The last audits and moves."""
-        await asyncio.sleep(1.5)
 
     def _told(self, life: Life, promoted: int, event: int, end: int, agreement: float) -> dict[str, Any]:
         audits = life.comparisons("audit")

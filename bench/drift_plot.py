@@ -25,7 +25,8 @@ def draw(scenarios: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     for axes, found in zip(panels, scenarios.values(), strict=True):
         _panel(axes, found)
     panels[-1].set_xlabel(f"Calls; each point is over the last {WINDOW}", color=_INK, fontsize=9)
-    panels[0].legend(loc="lower right", fontsize=8, frameon=False, ncols=2, labelcolor=_MUTED)
+    look = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 2, "frameon": False}
+    panels[0].legend(fontsize=8, labelcolor=_MUTED, **look)
     figure.savefig(path, metadata=dict.fromkeys(("Date", "Creator")) if path.suffix == ".svg" else None)
 
 

@@ -11,11 +11,42 @@ from policies.types import Trace
 
 # clinc150's intents that a bank's customer may have; the others are off topic.
 _BANK = frozenset(
-    "transfer transactions balance freeze_account pay_bill bill_balance bill_due interest_rate routing min_payment "
-    "order_checks pin_change spending_history report_fraud account_blocked damaged_card card_declined "
-    "report_lost_card expiration_date improve_credit_score apr redeem_rewards credit_limit rewards_balance "
-    "application_status new_card credit_score international_fees credit_limit_change "
-    "replacement_card_duration exchange_rate direct_deposit taxes payday".split()
+    {
+        "transfer",
+        "transactions",
+        "balance",
+        "freeze_account",
+        "pay_bill",
+        "bill_balance",
+        "bill_due",
+        "interest_rate",
+        "routing",
+        "min_payment",
+        "order_checks",
+        "pin_change",
+        "spending_history",
+        "report_fraud",
+        "account_blocked",
+        "damaged_card",
+        "card_declined",
+        "report_lost_card",
+        "expiration_date",
+        "improve_credit_score",
+        "apr",
+        "redeem_rewards",
+        "credit_limit",
+        "rewards_balance",
+        "application_status",
+        "new_card",
+        "credit_score",
+        "international_fees",
+        "credit_limit_change",
+        "replacement_card_duration",
+        "exchange_rate",
+        "direct_deposit",
+        "taxes",
+        "payday",
+    }
 )
 OUT_OF_SCOPE, NEW_LABEL = "out_of_scope", "needs_a_specialist"
 _INSTRUCTION = " If a message names two problems, take the first."
@@ -92,7 +123,7 @@ def _is_strange(trace: Trace) -> bool:
 
 def in_other_capitals(text: str, draw: Random) -> str:
     """The same message to a policy, which knows no capitals; another call to whoever tells calls from their retries."""
-    return "".join(letter.upper() if draw.random() < 0.3 else letter for letter in text)  # noqa: S311 - a bench
+    return "".join(letter.upper() if draw.random() < 0.3 else letter for letter in text)
 
 
 def swap(pairs: int) -> Callable[[Data, Random], Event]:

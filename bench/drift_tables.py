@@ -20,7 +20,7 @@ _NAMES = (
 
 
 def figures(calls: Calls, moves: Moves, marks: Sequence[Mapping[str, Any]], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that is told of one scenario. `known`: calls at which it was promoted and changed, and what would be."""
+    """All that is told of one scenario. `known`: calls at which it was promoted and changed, and what would have been."""
     event, promoted = known["event"], known["promoted"]
     later = [move for move in moves if move["call"] > event or move["seconds_since"] > 0]
     first = later[0] if later else None
@@ -113,12 +113,13 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [head(_NAMES)]
     lines += [_row(found) for found in result["scenarios"].values()]
     where, audit = result["stamp"], result["audit"]
-    rates = "0.02 of handled calls audited" if audit.get("first_hours") == 0 else "0.1 of handled calls audited at first"
+    share = "0.02" if audit.get("first_hours") == 0 else "0.1, as in the first hours,"
     n = sum(found["calls"] for found in result["scenarios"].values())
     texts = max(found["distinct_texts"] for found in result["scenarios"].values())
     lines.append(
-        f"\n{n:,} calls at {result['calls_a_second']:g} a second, up to {texts:,} different texts a scenario; {rates}, the "
-        f"day's cap of 2,000 audits raised to {audit['daily_calls']:,}, since a day's calls pass in half a minute. "
+        f"\n{n:,} calls at {result['calls_a_second']:g} a second, up to {texts:,} different texts a scenario; {share} "
+        f"of handled calls audited, more where suspicion grows; the day's cap of 2,000 audits raised to "
+        f"{audit['daily_calls']:,}, since a day's calls pass in half a minute. "
         f"{where['cpu']}, {where['cores']} cores, Python {where['python']}, commit {short_commit(where['commit'])}, "
         f"{where['date'][:10]}, {result['seconds']:.0f} s."
     )
@@ -135,7 +136,7 @@ def _row(found: Mapping[str, Any]) -> str:
         f"{found['promoted']:,}{comparisons}",
         "-" if acted is None else f"{acted:,} / {found['acted_audits']:,} / {found['acted_seconds']:g}",
         _done(found),
-        f"{found['wrong_until_acted']:,}",
+        "-" if acted is None else f"{found['wrong_until_acted']:,}",
         "-" if back is None else f"{found['wrong_until_recovered']:,}",
         "-" if back is None else f"{found['idle_until_recovered']:,}",
         "-" if back is None else f"{_way(found)}, {back:,} calls",
@@ -156,7 +157,7 @@ def _done(found: Mapping[str, Any]) -> str:
 
 
 def _own(move: Mapping[str, Any]) -> bool:
-    return move["old"] == "live"
+    return bool(move["old"] == "live")
 
 
 def _way(found: Mapping[str, Any]) -> str:

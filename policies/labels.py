@@ -126,7 +126,7 @@ def unseen(project: ProjectState, policy: PolicyState, report: Report, now: floa
                 texts[text] = guess or ""
     moves = []
     for said, texts in policy.unseen.items():
-        if len(texts) < _UNSEEN_TEXTS:
+        if len(texts) < _UNSEEN_TEXTS or policy.foreign.get(said, 0) >= _UNSEEN_TEXTS:
             continue
         guesses = Counter(guess for guess in texts.values() if guess and guess not in policy.withheld)
         enough = max(_UNSEEN_GUESSES, _UNSEEN_SHARE * len(texts))
@@ -137,6 +137,13 @@ def unseen(project: ProjectState, policy: PolicyState, report: Report, now: floa
         if labels:
             moves += withhold(policy, labels, "new label", now, evidence)
     return moves
+
+
+def hear_in_shadow(policy: PolicyState, report: Report) -> None:
+    """Answers that are no label and come while the policy is compared on every call: they are part of its evidence."""
+    for version, said, _, _ in report.unseen:
+        if version == policy.version and (said in policy.foreign or len(policy.foreign) < _MOST_UNSEEN):
+            policy.foreign[said] = policy.foreign.get(said, 0) + 1
 
 
 def forget_unseen(policy: PolicyState, label: str) -> None:

@@ -19,7 +19,7 @@ from math import log
 from typing import Any
 
 from policies.evidence import Report, compare, count, rung_of
-from policies.labels import ROWS, Earlier, blamed, forget_unseen, suspects, too_many, unseen, withhold
+from policies.labels import ROWS, Earlier, blamed, forget_unseen, hear_in_shadow, suspects, too_many, unseen, withhold
 from policies.lifecycle import GATEWAY, begin_watch, demote, forget_strangers, go_live, go_to_shadow
 from policies.monitor import log_evidence_against, log_evidence_for
 from policies.rules import Rules
@@ -42,6 +42,7 @@ def take(
     moves = []
     shadow = project.shadow
     if shadow is not None:
+        hear_in_shadow(shadow, report)
         moves += _shadow_verdict(project, shadow, rules, now)
     live = project.serving
     if live is not None:

@@ -4,8 +4,8 @@ import asyncio
 import random
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
@@ -35,7 +35,10 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_the_traces_promised_too_much_of_is_held_to_more_or_stopped(
-    tmp_path: Path, certified: tuple[Path, dict[str, str]], seed: int
+    tmp_path: Path,
+    certified: tuple[Path, dict[str, str]],
+    seed: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """At the certified threshold agreement on this traffic is below the target: that threshold never answers.
 
@@ -50,8 +53,9 @@ def test_what_the_traces_promised_too_much_of_is_held_to_more_or_stopped(
     agreement = sum(not call.wrong for call in handled) / len(handled) if handled else None
     lives = [move["evidence"].get("held_to") for move in life.moves if move["new"] == "live"]
     promoted = next((life.number(move["ts"]) for move in life.moves if move["new"] == "live"), None)
-    row: dict[str, Any] = {"seed": seed, "state": life.state, "promoted": promoted, "held_to": policy["held_to"]}
-    print(row | {"rungs": lives, "handled": len(handled), "agreement": agreement})
+    row = {"state": life.state, "promoted": promoted, "held_to": policy["held_to"], "agreement": agreement}
+    for name, value in (row | {"handled": len(handled)}).items():
+        record_property(name, value)
     assert len(life.calls) == len(truth)
     assert life.state in ("shadow", "demoted", "live")
     assert all(held_to > TARGET for held_to in lives)
