@@ -20,7 +20,7 @@ _NAMES = (
 
 
 def figures(calls: Calls, moves: Moves, marks: Sequence[Mapping[str, Any]], known: Mapping[str, Any]) -> dict[str, Any]:
-    """All that is told of one scenario. `known`: calls at which it was promoted and changed, and what would have been."""
+    """All that is told of one scenario. `known`: when it was promoted and changed, and what would have been."""
     event, promoted = known["event"], known["promoted"]
     later = [move for move in moves if move["call"] > event or move["seconds_since"] > 0]
     first = later[0] if later else None
