@@ -170,6 +170,8 @@ class Story:
         else:
             texts = self._data.live
         await life.send(self._calls(texts, PROVING, happened=True), lambda: life.live(version))
+        if life.state == "paused":
+            await self._resume(life)
         self._mark(life, "recovered" if life.live(version) else "not recovered", "")
         await life.send(self._calls(texts, RECOVERED, happened=True))
 
@@ -182,11 +184,13 @@ class Story:
             await asyncio.to_thread(_tracer, "pause", PROJECT, "--store", life.store)
         since = time.time()
         await life.send(self._calls(self._data.live, AFTERWARDS, happened=True))
-        version = await self._refit(life, since)
-        if paused:
-            self._mark(life, "command", "tracer resume")
-            await asyncio.to_thread(_tracer, "resume", PROJECT, "--store", life.store)
-        return version
+        return await self._refit(life, since)
+
+    async def _resume(self, life: Life) -> None:
+        """What was paused is in force again."""
+        self._mark(life, "command", "tracer resume")
+        await asyncio.to_thread(_tracer, "resume", PROJECT, "--store", life.store)
+        await life.settle(lambda: life.state == "live", "the project had been resumed")
 
     async def _refit(self, life: Life, since: float) -> str:
         """What a person would type. Traffic rests meanwhile."""

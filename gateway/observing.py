@@ -109,7 +109,8 @@ class Observer:
         """What the policy in shadow would have done."""
         if call.reason in _UNASKED or call.answer is None:
             return
-        base = 1.0 if orders.live is None else rate
+        # In a pause every call goes to the teacher, whatever the live policy would have done.
+        base = 1.0 if orders.live is None or call.reason is Reason.PAUSED else rate
         if not base:
             return  # forwarded calls alone are those that another policy found hard
         self._prompt(call, policy.version, found.report.prompts)

@@ -87,6 +87,8 @@ def _shown(policy: PolicyState, rung: int) -> dict[str, Any]:
         "held_to": policy.rungs[rung],
         "comparisons": trial.n,
         "disagreements": trial.wrong,
+        # By weight: beside a live policy, what it forwards is compared far more often than what it answers.
+        "agreement": None if trial.agreement is None else round(trial.agreement, 4),
         "log_evidence_for": round(log_evidence_for(trial, policy.target), 3),
         "log_evidence_against": round(log_evidence_against(trial, policy.target), 3),
     }
