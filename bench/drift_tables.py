@@ -171,7 +171,8 @@ def _number(value: float | None) -> str:
 def short(result: Mapping[str, Any]) -> dict[str, Any]:
     """What is written to the file: a curve's points as lines of call, coverage and agreement, every other one."""
     scenarios = {
-        name: dict(found) | {"curve": [f"{n} {coverage:.3f} {agreed:.4f}" for n, coverage, agreed in found["curve"][::2]]}
+        name: dict(found)
+        | {"curve": [f"{n} {coverage:.3f} {agreed:.4f}" for n, coverage, agreed in found["curve"][::2]]}
         for name, found in result["scenarios"].items()
     }
     return dict(result) | {"scenarios": scenarios}
