@@ -11,6 +11,7 @@ _NOTHING = "-"
 _MOST_LINES = 5  # of withheld labels, and of the agreements tried in shadow
 _WIDTH = 100
 _INDENT = "    "
+_LEAST_SHARE = 0.01
 
 
 def listing(summaries: Iterable[Summary]) -> list[str]:
@@ -172,7 +173,8 @@ def _shadow(policy: Summary, promotion: str) -> list[tuple[str, str]]:
 
 def _part(figures: Summary, value: str, limit: str) -> str:
     """The share that one is of the other, both given as logarithms: those of a detector are never far apart."""
-    return _percent(exp(min(0.0, figures[value] - figures[limit])))
+    share = exp(min(0.0, figures[value] - figures[limit]))
+    return "under 1 %" if share < _LEAST_SHARE else f"{100 * share:.0f} %"
 
 
 def _percent(share: float) -> str:
