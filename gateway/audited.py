@@ -31,6 +31,7 @@ class AuditAnswers:
                 answer=answer,
                 teacher=read(audit.surface, answered.headers, answered.body).teacher,
                 prompt=None,
+                asked=audit.model,
                 fits=anything,
                 reason=None,
                 guess=audit.label,

@@ -44,7 +44,7 @@ def learn(services: Services, call: Forwarded, outcome: Outcome, fits: Fits = an
     try:
         teacher = Teacher()
         if outcome.copy:
-            answer, teacher = read(call.surface, outcome.headers, bytes(outcome.copy))
+            answer, teacher = read(call.surface, outcome.headers, bytes(outcome.copy), named=outcome.named)
         else:
             answer = Answer(f"an answer of more than {COPY_LIMIT:,} bytes", AnswerKind.OTHER)
         # What another model said in the teacher's place is not what the teacher would have said.
@@ -66,6 +66,7 @@ def _observed(call: Forwarded, text: str, answer: Answer, teacher: Teacher, fits
         answer=answer,
         teacher=teacher,
         prompt=call.shape.prompt(call.model),
+        asked=call.model,
         fits=fits,
         reason=call.decision.reason,
         guess=call.decision.guess,

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 Fits = Callable[[Policy, Answer], bool]
 
-_REPORTED = 4_096
+_REPORTED, _PROMPTS_AT_ONCE = 4_096, 20
 # A call deferred under one of these might have been answered: what it says is about the policy that was not asked.
 _STRANGE = frozenset({Reason.PROMPT, Reason.MODEL})
 # The teacher's word to a call whose answer hangs on more than its text is no evidence.
@@ -39,8 +39,9 @@ def anything(_: Policy, __: Answer) -> bool:
 class Observed:
     """One call and what the teacher said of it.
 
-    `answer` is None where it said nothing that could be read. `fits`: whether a policy's answer would have been what
-    the call asks for. `reason` is why the call was deferred, `guess` what the surrogate would have said, if asked.
+    `answer` is None where it said nothing that could be read. `asked` is the model that was asked for. `fits`: whether
+    a policy's answer would have been what the call asks for. `reason` is why the call was deferred, `guess` what the
+    surrogate would have said, if asked.
     `audit` is the audit that the answer is to; None for a forwarded call. `ts` is seconds since the epoch.
     """
 
@@ -49,6 +50,7 @@ class Observed:
     answer: Answer | None
     teacher: Teacher
     prompt: Prompt | None
+    asked: str
     fits: Fits
     reason: Reason | None
     guess: str | None
@@ -92,7 +94,7 @@ class Observer:
 
     def _read(self, call: Observed, orders: Orders, rate: float, found: Found) -> None:
         if call.teacher.model:
-            name = call.teacher.model, call.teacher.build
+            name = call.asked, call.teacher.model, call.teacher.build
             found.report.teachers[name] = found.report.teachers.get(name, 0) + 1
         if call.answer is None:
             return
@@ -117,6 +119,8 @@ class Observer:
             found.report.decided[policy.version] = calls + 1, novel + (local.reason is Reason.NOVEL)
         told, label = "", None
         for rung in policy.rungs:
+            if told == "-":
+                break  # what is not answered at the target is not answered where more is asked for
             if told:
                 local = policy.decide(call.text, rung)
             answers = local.label is not None and call.fits(policy, policy.answers[local.label])
@@ -170,7 +174,12 @@ class Observer:
 
     def _prompt(self, call: Observed, version: str, into: list[tuple[str, Prompt]]) -> None:
         prompt = call.prompt
-        if prompt is not None and self._reported.add(f"{call.project} {version} {prompt.fingerprint}"):
+        # A prompt that fits no other costs the store's next change milliseconds.
+        if (
+            prompt is not None
+            and len(into) < _PROMPTS_AT_ONCE
+            and self._reported.add(f"{call.project} {version} {prompt.fingerprint}")
+        ):
             into.append((version, prompt))
 
     def _comparison(

@@ -8,6 +8,7 @@ local answers, a removed one brings the project back to observing. The store is 
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from gateway.memory import give_back
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from policies.artifact import MANIFEST
-from policies.errors import ArtifactError, PolicyMissing
+from policies.errors import ArtifactError, PolicyChanged, PolicyMissing
 from policies.policy import Policy
 from policies.prompts import Family
 from policies.states import State
@@ -25,6 +26,10 @@ from policies.types import LocalDecision, Reason
 logger = logging.getLogger(__name__)
 
 Decided = dict[tuple[str, float | None], LocalDecision]
+
+# A policy that decides otherwise than it was certified is tried again so often: its files are right, an endpoint may
+# have its model back, and each look is paid for.
+_CHANGED_SECONDS = 60.0
 
 # What tells one manifest.json from the next without reading it: (mtime_ns, inode, size).
 _Mark = tuple[int, int, int]
@@ -133,6 +138,8 @@ class Registry:
         # Versions of a project that are loaded, and what was wrong with those that could not be.
         self._loaded: dict[str, dict[str, Policy | str]] = {name: {} for name in self._paths}
         self._marks: dict[str, _Mark | None] = {}
+        # Until when a folder that is as it was is not read again, though it is damaged.
+        self._rests = dict.fromkeys(self._paths, 0.0)
         self._watcher: asyncio.Task[None] | None = None
         self.on_offer: Callable[[str, Policy], None] = lambda *_: None
         """Called, on the event loop, with each policy that a folder serves anew."""
@@ -194,10 +201,11 @@ class Registry:
         for project, path in self._paths.items():
             mark = await asyncio.to_thread(_mark, path)
             # A damaged folder is read again each time: it may be a copy that is still under way.
-            if mark == self._marks.get(project) and self._offered[project].reason is not Reason.DAMAGED:
+            settled = self._offered[project].reason is not Reason.DAMAGED or time.monotonic() < self._rests[project]
+            if mark == self._marks.get(project) and settled:
                 continue
-            offered = await asyncio.to_thread(_load, path)
-            self._marks[project] = mark
+            offered, rest = await asyncio.to_thread(_load, path)
+            self._marks[project], self._rests[project] = mark, time.monotonic() + rest
             self._offer(project, offered)
             if offered.policy is not None:
                 await asyncio.to_thread(give_back)
@@ -258,16 +266,19 @@ def _mark(path: Path) -> _Mark | None:
     return status.st_mtime_ns, status.st_ino, status.st_size
 
 
-def _load(path: Path) -> Serving:
+def _load(path: Path) -> tuple[Serving, float]:
+    """What a folder offers, and for how many seconds that will do while it is as it is, if it is damaged."""
     try:
-        return Serving(Policy.load(path))
+        return Serving(Policy.load(path)), 0.0
     except PolicyMissing:
-        return Serving(None)
+        return Serving(None), 0.0
+    except PolicyChanged as error:
+        return Serving(None, Reason.DAMAGED, str(error)), _CHANGED_SECONDS
     except ArtifactError as error:
-        return Serving(None, Reason.DAMAGED, str(error))
+        return Serving(None, Reason.DAMAGED, str(error)), 0.0
     except Exception as error:  # the border of a load: whatever is wrong with it, the folder is no policy
         logger.exception("loading the policy at %s failed", path)
-        return Serving(None, Reason.DAMAGED, f"{type(error).__name__}: {error}")
+        return Serving(None, Reason.DAMAGED, f"{type(error).__name__}: {error}"), 0.0
 
 
 def _load_version(path: Path, version: str) -> Policy | str:

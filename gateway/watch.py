@@ -26,6 +26,7 @@ from policies.evidence import Report
 from policies.lifecycle import Offer
 from policies.policy import Policy
 from policies.projects import read, summary
+from policies.prompts import Prompt
 from policies.record import Record
 from policies.rules import AuditRules, Rules
 from policies.states import ProjectState
@@ -40,6 +41,7 @@ _IDLE_REPORT_SECONDS = 5.0  # without anything seen: rates and budgets still mov
 _LONGEST_WAIT = 5.0
 _MOST_OBSERVED = 10_000
 _AT_ONCE = 500
+_MOST_TRUSTED = 200
 _KEPT_COMPARISONS, _PRUNE_SECONDS = 50_000, 600.0
 _FIRST_SECONDS = 10.0  # the start waits so long for the store's first word
 
@@ -70,12 +72,14 @@ class Watch:
         self._registry = registry
         self._metrics = metrics
         self._budgets = budgets
-        self._rules = {name: _rules(project) for name, project in settings.projects.items()}
+        self._rules = {name: _rules(settings, name) for name in settings.projects}
         self._audits = {name: _audit_rules(project) for name, project in settings.projects.items()}
         self._observed: deque[Observed] = deque()
         self._offers: deque[tuple[str, Policy]] = deque()
         self._counts: dict[str, Counter[str]] = {name: Counter() for name in settings.projects}
         self._taken: dict[str, Counter[str]] = {name: Counter() for name in settings.projects}
+        self._trusted: dict[str, set[tuple[str, str]]] = {name: set() for name in settings.projects}
+        self._on_trust: deque[tuple[str, str, Prompt]] = deque()
         self._unsent: dict[str, tuple[list[Comparison], Report]] = {}
         self._states: dict[str, ProjectState] = {}
         self._revisions: dict[str, int] = {}
@@ -128,6 +132,13 @@ class Watch:
             self._metrics.evidence_dropped.inc()
             return
         self._observed.append(observed)
+
+    def trust(self, project: str, version: str, prompt: Prompt) -> None:
+        """A call with this prompt has been answered on trust. Cheap for a prompt that has come by before."""
+        known = self._trusted[project]
+        if (version, prompt.fingerprint) not in known and len(known) < _MOST_TRUSTED:
+            known.add((version, prompt.fingerprint))
+            self._on_trust.append((project, version, prompt))
 
     def compares(self, project: str) -> bool:
         """Whether anything is to be learned from what the teacher says of a project's calls."""
@@ -186,12 +197,9 @@ class Watch:
         while self._offers:
             project, policy = self._offers[0]
             made = _offer(policy)
-            settings = self._settings
-            watched = settings.upstream_of(project) is not None
-            promotion = settings.projects[project].promotion
 
             def move(state: ProjectState) -> list[Move]:
-                return lifecycle.offer(state, made, promotion, watched, time.time())  # noqa: B023 - called at once
+                return lifecycle.offer(state, made, time.time())  # noqa: B023 - called at once
 
             self._change(record, project, [], move)
             self._offers.popleft()
@@ -204,6 +212,9 @@ class Watch:
         for _ in range(min(len(self._observed), _AT_ONCE)):
             observed = self._observed.popleft()
             waiting.setdefault(observed.project, []).append(observed)
+        for _ in range(len(self._on_trust)):
+            project, version, prompt = self._on_trust.popleft()
+            self._unsent.setdefault(project, ([], Report()))[1].prompts.append((version, prompt))
         for project in self._settings.projects:
             self._read(project, waiting.get(project, []))
             if self._is_due(project, last=last):
@@ -240,7 +251,7 @@ class Watch:
         budget = self._budgets.get(project)
         unused = budget.withdraw() if last and budget is not None else 0
         _, usd = (0, 0.0) if budget is None else budget.take()
-        wanted = 0 if last or budget is None else max(0, lease(state) - budget.left)
+        wanted = 0 if last or budget is None else max(0, lease(state, audits) - budget.left)
         spent = Spent(new[""], usd, wanted, unused)
         granted = 0
 
@@ -320,10 +331,16 @@ def _release(waiting: Sequence[asyncio.Future[None]]) -> None:
             caught_up.set_result(None)
 
 
-def _rules(project: ProjectSettings) -> Rules:
+def _rules(settings: Settings, name: str) -> Rules:
+    project = settings.projects[name]
     proof = project.proof
     return Rules(
-        project.promotion, proof.promotion_risk, proof.demotion_risk, proof.false_alarm_audits, proof.system_fingerprint
+        promotion=project.promotion,
+        delta=proof.promotion_risk,
+        alpha=proof.demotion_risk,
+        run_length=proof.false_alarm_audits,
+        builds=proof.system_fingerprint,
+        watched=settings.upstream_of(name) is not None,
     )
 
 

@@ -14,7 +14,7 @@ _STEPS = 4
 _WINDOW = 60.0  # seconds over which the number of handled calls is averaged
 _CALM = 0.3  # of the evidence that would demote; from there the rate rises, to ten times as much
 _SUSPICION = 9.0
-_LEASE_SECONDS, _LEAST_LEASE = 5.0, 4
+_LEASE_SECONDS, _LARGEST_LEASE, _LEASES = 5.0, 500, 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,10 @@ def settle(project: ProjectState, spent: Spent, audits: AuditRules, rules: Rules
     return granted
 
 
-def lease(project: ProjectState) -> int:
-    """How many audits a process asks for at a time."""
-    return _LEAST_LEASE + ceil(_LEASE_SECONDS * project.rate * project.per_second)
+def lease(project: ProjectState, audits: AuditRules) -> int:
+    """How many audits a process asks for at a time: for some seconds, and a part of the day's that others can miss."""
+    least = min(_LARGEST_LEASE, ceil(audits.daily_calls / _LEASES))
+    return least + ceil(_LEASE_SECONDS * project.rate * project.per_second)
 
 
 def suspicion(policy: PolicyState, rules: Rules) -> float:

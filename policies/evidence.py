@@ -24,8 +24,8 @@ class Report:
     `decided`: calls decided by each version, and how many were outside its guard. `prompts`: for a version, a prompt
     not reported before by this process. `trusted`: calls that a version has answered on trust. `known` and `strange`:
     calls of the live policy with prompts that it is certified for, and with others; `model`: of those, with only the
-    model another one. `teachers`: (model, build) and answers. `unseen`: a version, an answer that is no label of it, a
-    hash of the text, and what the surrogate would have said.
+    model another one. `teachers`: (model asked for, model and build that answered) and answers. `unseen`: a version, an
+    answer that is no label of it, a hash of the text, and what the surrogate would have said.
     """
 
     decided: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Report:
     known: int = 0
     strange: int = 0
     model: int = 0
-    teachers: dict[tuple[str, str], int] = field(default_factory=dict)
+    teachers: dict[tuple[str, str, str], int] = field(default_factory=dict)
     unseen: list[tuple[str, str, str, str | None]] = field(default_factory=list)
 
 
@@ -79,11 +79,13 @@ def _count_calls(policy: PolicyState, calls: int, novel: int) -> None:
 def _count_teachers(policy: PolicyState, report: Report) -> None:
     teachers = policy.teachers
     trusted = policy.state is State.SHADOW or policy.openness > 0 or not teachers.known
-    for (model, build), answers in report.teachers.items():
-        name = f"{model} {build}".strip()
+    for (asked, model, build), answers in report.teachers.items():
+        name = f"{asked} > {model} {build}".rstrip()
         if trusted:
             teachers.known[name] = teachers.known.get(name, 0) + answers
             continue
+        if not any(known.startswith(f"{asked} > ") for known in teachers.known):
+            continue  # another model was asked: that call is not one that the policy answers
         strange = answers if name not in teachers.known else 0
         if strange:
             teachers.name = name

@@ -41,27 +41,21 @@ class Ladder:
         """
         self._target, self._limits = target, limits
         self._stricter: list[tuple[float, Limits]] = []
-        last = limits
+        rungs, last = [target], limits
         for agreement, found in stricter:
             if agreement > target and found.reach(last):
                 self._stricter.append((agreement, found))
+                if found != last:
+                    rungs.append(agreement)
                 last = found
+        self.rungs = tuple(rungs)
+        """The target, and each one above it whose limits are others than those before it."""
 
     def at(self, agreement: float) -> Limits | None:
         """Those of the lowest target that is at least so high; None where there is none, or where it is no number."""
         if agreement <= self._target:
             return self._limits
         return next((limits for target, limits in self._stricter if target >= agreement), None)
-
-    @property
-    def rungs(self) -> tuple[float, ...]:
-        """The target, and each one above it whose limits are others than those before it."""
-        rungs, last = [self._target], self._limits
-        for target, limits in self._stricter:
-            if limits != last:
-                rungs.append(target)
-                last = limits
-        return tuple(rungs)
 
 
 def limit(threshold: float | None) -> float:

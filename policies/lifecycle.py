@@ -8,7 +8,7 @@ one transaction of both. Demotion is immediate, promotion waits for proof or for
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from policies.errors import LifecycleError, UnknownPolicy
 from policies.monitor import Counts, Detector, ShareDetector
@@ -41,14 +41,8 @@ class Offer:
     reason: str | None = None
 
 
-Promotion = Literal["shadow", "immediate", "manual"]
-
-
-def offer(project: ProjectState, made: Offer, promotion: Promotion, watched: bool, now: float) -> list[Move]:
-    """A folder serves this version now. What is known already only moves where the folder has gone back to it.
-
-    `watched`: there is a teacher to compare with; without one a certified policy answers at once.
-    """
+def offer(project: ProjectState, made: Offer, now: float) -> list[Move]:
+    """A folder serves this version now. What is known already only moves where the folder has gone back to it."""
     if project.offered == made.version:
         return []
     project.offered = made.version
@@ -56,7 +50,7 @@ def offer(project: ProjectState, made: Offer, promotion: Promotion, watched: boo
     if known is not None:
         if known.state is not State.RETIRED:
             return []
-        return _begin(project, known, promotion, watched, now, "offered again")
+        return _begin(project, known, now, "offered again")
     policy = PolicyState(
         made.version,
         State.CANDIDATE if made.certified else State.REFUSED,
@@ -72,24 +66,22 @@ def offer(project: ProjectState, made: Offer, promotion: Promotion, watched: boo
     )
     project.remember(policy)
     moves = [Move("", policy.version, State.OBSERVING, policy.state, policy.cause, GATEWAY, now, _nothing(made))]
-    return moves + (_begin(project, policy, promotion, watched, now, policy.cause) if made.certified else [])
+    return moves + (_begin(project, policy, now, policy.cause) if made.certified else [])
 
 
 def _nothing(made: Offer) -> dict[str, Any]:
     return {"target": made.target, "confidence": made.confidence, "reason": made.reason}
 
 
-def _begin(
-    project: ProjectState, policy: PolicyState, promotion: Promotion, watched: bool, now: float, cause: str
-) -> list[Move]:
+def _begin(project: ProjectState, policy: PolicyState, now: float, cause: str) -> list[Move]:
     """A candidate takes the place of those before it, and its first step."""
     moves = []
     for other in project.policies.values():
         if other is not policy and other.state in (State.CANDIDATE, State.SHADOW):
             moves.append(_move(other, State.RETIRED, f"superseded by {policy.version}", GATEWAY, now))
-    if not watched:
+    if not project.rules.watched:
         return moves + go_live(project, policy, None, "no upstream to compare with", GATEWAY, now, {})
-    if promotion == "immediate":
+    if project.rules.promotion == "immediate":
         return moves + go_live(project, policy, None, "promotion: immediate", GATEWAY, now, {})
     return [*moves, go_to_shadow(project, policy, cause, GATEWAY, now, {})]
 
@@ -128,7 +120,8 @@ def go_live(
     policy.agreement, policy.live_since = agreement, now
     policy.withheld, policy.unseen = {}, {}
     # What shadow has seen is known; a policy that has seen nothing takes its first calls on trust.
-    policy.openness = 0 if policy.calls >= TRUSTED_CALLS else TRUSTED_CALLS
+    trusting = policy.calls < TRUSTED_CALLS and project.rules.watched
+    policy.openness = TRUSTED_CALLS if trusting else 0
     forget_strangers(policy)
     begin_watch(policy)
     return [*moves, _move(policy, State.LIVE, cause, by, now, evidence)]

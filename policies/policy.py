@@ -91,6 +91,13 @@ class Policy:
         self._limits = Limits.of(self.labels, [entry.threshold for entry in manifest.stages], manifest.protected)
         stricter = [(row.target, Limits.of(self.labels, row.thresholds, row.protected)) for row in manifest.frontier]
         self._ladder = Ladder(manifest.certificate.target, self._limits, stricter)
+        self.rungs = self._ladder.rungs if self._stages else ()
+        """The agreements that it can be held to, loosest first; none where the gate refused.
+
+        The certificate's target, and each certified target of the frontier above it that has other thresholds than the
+        one before. `decide(text, rung)` goes by them. Of a policy of one stage, what a stricter one answers a looser
+        one does, too.
+        """
 
     @classmethod
     def load(cls, path: str | Path, version: str | None = None) -> "Policy":
@@ -151,15 +158,6 @@ class Policy:
     def remote(self) -> bool:
         """Whether what it decides by lies behind a URL, and may become another while it is in use (see `probe`)."""
         return isinstance(self._encoder, EndpointEncoder)
-
-    @property
-    def rungs(self) -> tuple[float, ...]:
-        """The agreements that it can be held to, loosest first; none where the gate refused.
-
-        The certificate's target, and each certified target of the frontier above it that has other thresholds than the
-        one before: `decide(text, rung)` goes by them.
-        """
-        return self._ladder.rungs if self._stages else ()
 
     def probe(self) -> str | None:
         """What the policy no longer says of its probes as it did when it was certified; None where all is as it was.

@@ -2,13 +2,15 @@
 
 A certificate is about a whole: tokenizer, encoder, word vectors, graph and the programs that run them. Files are known
 by their checksums; that a library reads them in another way, or that another model answers behind a URL, shows only in
-what comes out. A leaf.
+what comes out.
 
-Tolerances, measured on 250 texts of banking77 with MiniLM (int8): float32 sums in another order move an accept score by
-less than 1e-5, so what runs in the process may be off by `EXACT`. A vector of an encoder is less certain. Other fusions
-of the same int8 graph move a score by up to 0.022, other activation scales one text in a hundred by 0.035, the rounding
-to float16 or bfloat16 all by less than 0.0005: those may be off by `ENCODED`. Another prefix before the text moves one
-text in ten by 0.03 and the most sensitive by 0.2, the vectors of another text half of them by 0.6.
+Tolerances, measured on banking77 with MiniLM (int8): float32 sums in another order move an accept score by less than
+1e-5, so what runs in the process may be off by `EXACT`. A vector of an encoder is less certain. Rounding to float16 or
+bfloat16 moves scores by less than 0.0005, other fusions of the same int8 graph by up to 0.022, other activation scales
+one in a hundred by 0.035; a policy that is wrongly stopped is lost until it is fitted again, and small changes are what
+audits are for: those may be off by `ENCODED`. In 200 trials each, vectors at random at a cosine of 0.9988 to the right
+ones were never noticed, at 0.995 in 0 % (behind cheap blocks) and 22 % (alone), at 0.98 in 4 % and 95 %, at 0.89 in
+88 % and 100 %. The same model with a prefix before the text is noticed, and so is any other model.
 """
 
 from collections.abc import Sequence
@@ -102,8 +104,11 @@ def write_probes(probes: Sequence[Probe]) -> bytes:
 
 def read_probes(content: bytes, *, of_texts: bool) -> tuple[Probe, ...]:
     """The probes that `write_probes` wrote, all of texts or all of embeddings. Raises ValueError for something else."""
+    entries = orjson.loads(content)
+    if not isinstance(entries, list):
+        raise ValueError("not a list of probes")
     try:
-        probes = tuple(Probe(**entry) for entry in orjson.loads(content))
+        probes = tuple(Probe(**entry) for entry in entries)
     except TypeError as error:
         raise ValueError(f"not probes ({error})") from error
     problem = misfit(list(probes), list[Probe], "probes")

@@ -20,6 +20,7 @@ class Rules:
     alpha: float = 0.05
     run_length: float = 20_000.0
     builds: bool = True  # whether another system_fingerprint is another teacher
+    watched: bool = True  # whether there is a teacher to compare with
 
 
 @dataclass(frozen=True, slots=True)

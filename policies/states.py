@@ -55,7 +55,7 @@ class Watch:
 
 @dataclass(slots=True)
 class Teachers:
-    """Who has answered: `known` says how often each "model build" did while evidence was gathered.
+    """Who has answered: `known` says how often each "asked > model build" did while evidence was gathered.
 
     `strange` is the share of others among the last answers, `name` the last of them.
     """

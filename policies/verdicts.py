@@ -21,12 +21,13 @@ from typing import Any
 from policies.evidence import Report, compare, count, rung_of
 from policies.labels import ROWS, Earlier, blamed, suspects, too_many, unseen, withhold
 from policies.lifecycle import GATEWAY, begin_watch, demote, forget_strangers, go_live, go_to_shadow
-from policies.monitor import ShareDetector, log_evidence_against, log_evidence_for
+from policies.monitor import log_evidence_against, log_evidence_for
 from policies.rules import Rules
-from policies.states import PolicyState, ProjectState, State
+from policies.states import PolicyState, ProjectState, State, Watch
 from policies.types import Comparison, Move
 
 _LEAST_STRANGE = 0.5  # of the calls, or of the answers: then what was certified is not what is asked, or who answers
+_LEAST_NOVEL = 100  # calls outside the guard: a few, from somebody who tries something out, are no change
 _PATIENCE = 1_000  # comparisons after which a policy in shadow makes do with a stricter agreement that is proved
 
 
@@ -34,6 +35,8 @@ def take(
     project: ProjectState, report: Report, new: Sequence[Comparison], earlier: Earlier, rules: Rules, now: float
 ) -> list[Move]:
     """Add what was seen to what is known, and make the moves that follow from it."""
+    if not rules.watched:
+        return []  # nothing would bring back what is stopped
     count(project, report)
     compare(project, new)
     moves = []
@@ -65,7 +68,7 @@ def _shadow_verdict(project: ProjectState, policy: PolicyState, rules: Rules, no
     rejected = [log_evidence_against(trial, policy.target) >= log(1 / rules.alpha) for trial in policy.trials]
     if all(rejected):
         return [demote(project, policy, "shadow: agreement below target", now, _shown(policy, 0))]
-    if rules.promotion != "shadow":
+    if rules.promotion == "manual":
         return []
     proved = _proved(policy, rules)
     if proved and (proved[0] == 0 or rejected[0] or policy.trials[0].n >= _PATIENCE):
@@ -111,7 +114,7 @@ def _void(project: ProjectState, policy: PolicyState, report: Report, rules: Rul
         if rules.builds or not _same_model(policy.teachers.name, policy.teachers.known):
             cause = "teacher"
             evidence = {"answers_from": policy.teachers.name, "certified_with": list(policy.teachers.known)[:8]}
-    elif policy.watch is not None and policy.watch.novelty is not None and _crossed(policy.watch.novelty, rules):
+    elif policy.watch is not None and _novel(policy.watch, rules):
         cause = "novelty"
         evidence = {"calls": policy.watch.calls, "outside_the_guard": policy.watch.novel}
     if cause is None:
@@ -119,12 +122,14 @@ def _void(project: ProjectState, policy: PolicyState, report: Report, rules: Rul
     return [go_to_shadow(project, policy, cause, GATEWAY, now, evidence)]
 
 
-def _crossed(detector: ShareDetector, rules: Rules) -> bool:
-    return detector.log_value >= log(rules.run_length)
+def _novel(watch: Watch, rules: Rules) -> bool:
+    if watch.novelty is None or watch.novel < _LEAST_NOVEL:
+        return False
+    return watch.novelty.log_value >= log(rules.run_length)
 
 
 def _same_model(name: str, known: dict[str, int]) -> bool:
-    return name.partition(" ")[0] in {seen.partition(" ")[0] for seen in known}
+    return name.split(" ")[:3] in [seen.split(" ")[:3] for seen in known]
 
 
 def _broken(project: ProjectState, policy: PolicyState, earlier: Earlier, rules: Rules, now: float) -> list[Move]:

@@ -106,7 +106,7 @@ def fit_fields(traces: list[Trace], heads: Mapping[str, tuple[int, ...]], config
     assert reading.tokenizer_json is not None
     contents["tokenizer"] = ("tokenizer.json", reading.tokenizer_json)
     if stages:
-        policy = Policy(manifest, graphs, TextEncoder(reading.tokenizer_json), words=reading.words)
+        policy = Policy(manifest, graphs, TextEncoder(reading.tokenizer_json), reading.encoder, reading.words)
         contents["probes"] = ("probes.json", probes_file(policy, traces, learned))
     write_version(folder, manifest, contents, shared_files(reading))
     return learned

@@ -94,6 +94,7 @@ class ScriptedTeacher:
     ) -> None:
         self.label_of = label_of
         self.answer_of = answer_of  # (text, body) -> label, where the answer hangs on more than the text
+        self.model: str | None = None  # that it says it is; None: whatever it is asked for
         self.latency = latency
         self.script = script
         self.calls: list[Call] = []
@@ -267,7 +268,7 @@ def _rendered(teacher: ScriptedTeacher, call: Call, **choice: Any) -> bytes:
         return orjson.dumps(response(answer, call.json) | {"x_unknown": {"kept": True}})
     if answer.calls:
         return orjson.dumps(chat_completion(answer, call.json) | {"x_unknown": {"kept": True}})
-    return orjson.dumps(completion(answer.text or "", call.json["model"], **choice))
+    return orjson.dumps(completion(answer.text or "", teacher.model or call.json["model"], **choice))
 
 
 def _events(teacher: ScriptedTeacher, call: Call) -> list[bytes]:

@@ -201,7 +201,10 @@ class ModelEndpoint(Relaying):
     def _answered(self, exchange: Exchange, call: LocalCall, decision: Decision, reply: Answer) -> Whole:
         """The answer of a handled call."""
         self._tell(exchange, call, decision)
-        pace = self.services.watch.paces[call.found.project]
+        watch, policy = self.services.watch, call.serving.policy
+        if call.serving.family is None and policy is not None:
+            watch.trust(call.found.project, policy.version, call.shape.prompt(self._model_of(call)))
+        pace = watch.paces[call.found.project]
         if pace.rate:
             self._draw(exchange, call, decision, pace.rate)
         content_type, body = self.answer(call, reply)

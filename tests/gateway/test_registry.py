@@ -8,8 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from policies.encoders import TransformerEncoder
 from policies.fitting import fit_policy
 from policies.settings import FitConfig
+from tests.encoder_maker import make_encoder
+from tests.scripted_embeddings import ScriptedEmbeddings
 from tests.serving import ThreadedGateway, make_settings
 from tests.traces_maker import make_traces
 
@@ -116,3 +119,29 @@ def test_watching_outlives_a_fault(
     monkeypatch.undo()
     shutil.copytree(policy_folder, folder)
     _eventually(lambda: _state(gateway) == "live")
+
+
+def test_a_policy_whose_encoder_has_changed_answers_nothing_until_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another model behind the URL is damage, said with its cause; it is not asked again at every look."""
+    monkeypatch.setattr("gateway.registry._CHANGED_SECONDS", 0.5)
+    encoder = TransformerEncoder.from_folder(make_encoder(tmp_path / "encoder"))
+    with ScriptedEmbeddings(vector=lambda text: [float(x) for x in encoder.encode(text)]) as server:
+        features = f"lexical,static,endpoint:{server.url}#tiny"
+        fit_policy(make_traces(1_500), tmp_path / "policy", FitConfig(0.85, features=features))
+        right, server.vector = server.vector, lambda text: [float(x) for x in encoder.encode(text)[::-1]]
+        server.requests.clear()
+        tree = {
+            "projects": {"bank": {"policy": str(tmp_path / "policy")}},
+            "server": {"policy_poll_seconds": 0.02},
+        }
+        with ThreadedGateway(make_settings(tmp_path, tree)) as gateway:
+            assert _state(gateway) == "damaged"
+            assert "no longer decides as it did" in gateway.services.registry.serving("bank").detail
+            assert _decision(gateway, "refund my money") == "damaged"
+            time.sleep(0.2)
+            assert len(server.requests) <= 2
+            server.vector = right
+            _eventually(lambda: _state(gateway) == "live")
+            assert _decision(gateway, "refund my money") == "handled"

@@ -495,7 +495,7 @@ def test_an_encoder_that_hangs_does_not_keep_the_process(
     tmp_path: Path, remote: Policy, remote_folder: Path, endpoint: Endpoint
 ) -> None:
     """The call is deferred, and the gateway ends when it is told to, whatever its threads wait for."""
-    endpoint.hold(1)
+    endpoint.hold(2)  # the probe of the load, which is given up, and the call
     with GatewayProcess(tmp_path, remote_folder) as gateway:
         answer = httpx.post(f"{gateway.url}/predict", json={"input": _undecided(remote)[0]}, timeout=10)
         assert answer.headers["x-tracer-reason"] == "busy"

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def _moves(gateway: ThreadedGateway) -> list[tuple[str | None, str, str]]:
         return [(move["old"], move["new"], move["cause"]) for move in projects.moves("bank")]
 
 
-def _until(application: Application, gateway: ThreadedGateway, texts: Iterator[str], holds: Callable[[], object]) -> int:
+def _until(
+    application: Application, gateway: ThreadedGateway, texts: Iterator[str], holds: Callable[[], object]
+) -> int:
     """Send calls, some at a time, until something holds; how many it took."""
     sent = 0
     while not holds():
@@ -144,7 +147,7 @@ def test_a_teacher_that_changes_its_mind_stops_the_policy(
         application.send([next(texts) for _ in range(400)])
         _eventually(lambda: _summary(gateway)["policies"][0]["live"]["audits"] > 100)
         assert _state(gateway) == "live"
-        swapped = dict(zip(sorted(set(TRUTH.values())), reversed(sorted(set(TRUTH.values()))), strict=True))
+        swapped = dict(zip(sorted(set(TRUTH.values())), sorted(set(TRUTH.values()), reverse=True), strict=True))
         teacher.label_of = lambda text: swapped[TRUTH[text]]
         _until(application, gateway, texts, lambda: _state(gateway) == "demoted")
         assert {found[:2] for found in application.send(TEXTS[-20:])} == {("deferred", "demoted")}
@@ -176,7 +179,8 @@ def test_a_changed_prompt_is_the_teachers_at_once_and_the_policy_proves_itself_a
     tmp_path: Path, policy_folder: Path, teacher: ScriptedTeacher
 ) -> None:
     """A date in it is no change. Recovery costs live calls, not a fit."""
-    with _gateway(tmp_path, policy_folder, teacher) as gateway:
+    # So sure that it takes longer to prove than to see that the old prompt is gone.
+    with _gateway(tmp_path, policy_folder, teacher, proof={"promotion_risk": 1e-8}) as gateway:
         texts = iter(TEXTS)
         day = Application(gateway, "Today is 2026-11-23. Sort the message into a queue.")
         _until(day, gateway, texts, lambda: _state(gateway) == "live")
@@ -209,14 +213,12 @@ def test_a_second_prompt_beside_the_known_one_is_accepted_when_it_has_proved_its
 
 
 def test_another_model_behind_the_same_name_sends_the_policy_back_to_shadow(
-    tmp_path: Path, policy_folder: Path, teacher: ScriptedTeacher, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, policy_folder: Path, teacher: ScriptedTeacher
 ) -> None:
     """Forwarded calls and audits say who answered."""
     with _gateway(tmp_path, policy_folder, teacher) as gateway:
         application, texts = Application(gateway), iter(TEXTS)
         _until(application, gateway, texts, lambda: _state(gateway) == "live")
-        answered = "tests.openai_answers.MODEL"
-        del answered
         teacher.model = "gpt-other"
         _until(application, gateway, texts, lambda: _state(gateway) == "shadow")
         assert _moves(gateway)[-1] == ("live", "shadow", "teacher")
@@ -308,6 +310,14 @@ def test_a_store_that_goes_away_changes_nothing_for_clients(
         _eventually(lambda: _summary(gateway)["policies"][0]["live"]["audits"] > before + 50)
 
 
+def _ahead(clock: Callable[[], float], seconds: float) -> float:
+    return clock() + seconds
+
+
+def _more_audits(gateway: ThreadedGateway, than: int) -> bool:
+    return bool(_summary(gateway)["policies"][0]["live"]["audits"] > than)
+
+
 def test_a_clock_that_jumps_moves_nothing(
     tmp_path: Path, policy_folder: Path, teacher: ScriptedTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,11 +327,11 @@ def test_a_clock_that_jumps_moves_nothing(
         application.send(TEXTS[:300])
         _eventually(lambda: _summary(gateway)["policies"][0]["live"]["audits"] > 50)
         for years in (1, -1):
-            monkeypatch.setattr(time, "time", lambda years=years: real() + years * 31_557_600)
+            monkeypatch.setattr(time, "time", partial(_ahead, real, years * 31_557_600))
             audits = _summary(gateway)["policies"][0]["live"]["audits"]
             start = 300 if years > 0 else 600
             application.send(TEXTS[start : start + 300])
-            _eventually(lambda audits=audits: _summary(gateway)["policies"][0]["live"]["audits"] > audits + 30)
+            _eventually(partial(_more_audits, gateway, audits + 30))
             found = _summary(gateway)
             assert found["state"] == "live"
             assert 0 < found["audit_rate"] <= 1

@@ -1,15 +1,17 @@
 """A policy folder is loaded strictly and replaced atomically."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from policies.artifact import read_manifest, read_version
+from policies.artifact import Manifest, kept_versions, read_manifest, read_version, touch_version, write_version
 from policies.errors import ArtifactError, PolicyDamaged, PolicyMissing
 from policies.fitting import fit_policy
 from policies.policy import Policy
@@ -31,7 +33,7 @@ def folder(pristine: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "policy"))
 
 
-@pytest.mark.parametrize("role", ["model", "tokenizer", "table/words.npy"])
+@pytest.mark.parametrize("role", ["model", "tokenizer", "table/words.npy", "probes"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_a_damaged_file_is_refused(folder: Path, role: str, damage: str) -> None:
     """One flipped byte, a missing tail or a missing file stops the load, and the message names the file."""
@@ -173,7 +175,16 @@ def test_a_tampered_manifest_is_damaged_at_once(folder: Path, tamper: Callable[[
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b'{"schema_version": 99}', b'{"schema_version": 1}', b'{"schema_version": 3}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"schema_version": 99}',
+        b'{"schema_version": 1}',
+        b'{"schema_version": 3}',
+        b'{"schema_version": 4}',
+    ],
 )
 def test_a_manifest_that_is_none_is_refused(folder: Path, content: bytes) -> None:
     """Half a file, another type, another schema version: damaged, and never a crash."""
@@ -218,7 +229,164 @@ def test_a_fit_that_fails_leaves_the_served_version(folder: Path) -> None:
 
 def test_versions_pile_up_only_so_far(folder: Path) -> None:
     """Old versions stay for a rollback, but not for ever."""
-    for _ in range(6):
+    for _ in range(11):
         fit_policy(make_traces(60), folder, FitConfig(0.6))
-    assert len(list((folder / "versions").iterdir())) == 5
+    assert len(list((folder / "versions").iterdir())) == 10
     assert (folder / "versions" / str(read_version(folder))).is_dir()
+    assert len(kept_versions(folder)) == 10
+
+
+def test_any_kept_version_is_what_it_was_when_it_was_served(folder: Path) -> None:
+    """By its name, with the bytes of the manifest of then, and the decisions of then; None is the served one."""
+    texts = [trace.input for trace in make_traces(100, seed=3)]
+    manifests, decided = {}, {}
+    for seed in range(3):
+        if seed:
+            fit_policy(make_traces(500, seed=seed), folder, FitConfig(0.85))
+        version = str(read_version(folder))
+        manifests[version] = (folder / "manifest.json").read_bytes()
+        decided[version] = Policy.load(folder).decide_many(texts)
+    assert kept_versions(folder) == list(manifests)
+    for version, raw in manifests.items():
+        assert (folder / "versions" / version / "manifest.json").read_bytes() == raw
+        assert read_manifest(folder, version).version == version
+        policy = Policy.load(folder, version)
+        assert (policy.version, policy.decide_many(texts)) == (version, decided[version])
+    assert Policy.load(folder).version == list(manifests)[-1]
+    assert len({tuple(found) for found in decided.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        "",
+        ".",
+        "..",
+        "../policy",
+        "../versions/VERSION",
+        "VERSION/",
+        "/etc",
+        "a\x00b",
+        ".new-x",
+        "none",
+        "x" * 5_000,
+        "\ud800",
+    ],
+)
+def test_a_version_that_is_not_kept_is_missing(folder: Path, version: str) -> None:
+    """Whatever its name says: a name cannot lead out of the folder, nor in by another way."""
+    (folder / "versions" / ".new-x").mkdir()
+    name = version.replace("VERSION", str(read_version(folder)))
+    for ask in (read_manifest, Policy.load, touch_version):
+        with pytest.raises(PolicyMissing):
+            ask(folder, name)
+
+
+def test_a_version_that_leads_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None:
+    """A link among the versions is none of them."""
+    version = str(read_version(folder))
+    (folder / "versions" / version).rename(tmp_path / "elsewhere")
+    (folder / "versions" / version).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PolicyDamaged, match="outside"):
+        Policy.load(folder, version)
+    assert kept_versions(folder) == []
+
+
+@pytest.mark.parametrize("damage", ["gone", "half", "altered", "of another", "of an older program"])
+def test_a_kept_version_without_its_own_manifest_is_damaged(folder: Path, damage: str) -> None:
+    """The served one is not touched by it, and it is not among the kept."""
+    old = str(read_version(folder))
+    new = fit_policy(make_traces(60), folder, FitConfig(0.6)).manifest.version
+    place, other = (folder / "versions" / version / "manifest.json" for version in (old, new))
+    body = orjson.loads(place.read_bytes())
+    contents = {
+        "half": place.read_bytes()[:500],
+        "altered": orjson.dumps(body | {"threshold": 0.0}),
+        "of another": other.read_bytes(),
+        "of an older program": orjson.dumps(body | {"schema_version": 4}),
+    }
+    if damage == "gone":
+        place.unlink()
+    else:
+        place.write_bytes(contents[damage])
+    for ask in (read_manifest, Policy.load):
+        with pytest.raises(PolicyDamaged, match=rf"{old}.manifest\.json"):
+            ask(folder, old)
+    assert kept_versions(folder) == [new]
+    assert Policy.load(folder).version == new
+
+
+def test_only_whole_versions_are_kept_ones(folder: Path, tmp_path: Path) -> None:
+    """A file that is missing or cut, a shared one too, takes a version off the list; a folder of nothing has none."""
+    version = str(read_version(folder))
+    assert kept_versions(folder) == [version]
+    for role in ("traces", "table/words.npy"):
+        place = folder / read_manifest(folder).files[role].path
+        content = place.read_bytes()
+        place.write_bytes(content[:-1])
+        assert kept_versions(folder) == []
+        place.write_bytes(content)
+    assert kept_versions(folder) == [version]
+    assert kept_versions(tmp_path / "none") == []
+
+
+def _write(folder: Path, like: Manifest, number: int, encoder: bytes) -> str:
+    """A version in its folder, of no use but to be kept; later numbers are newer."""
+    name = f"v{number:02}"
+    made = replace(like, version=name, created=name)
+    write_version(folder, made, {"report": ("report.json", b"{}")}, {"encoder/model.onnx": encoder})
+    os.utime(folder / "versions" / name, (number, number))
+    return name
+
+
+def _encoders(folder: Path) -> set[bytes]:
+    return {place.read_bytes() for place in (folder / "encoders").glob("*/model.onnx")}
+
+
+def test_what_a_kept_version_shares_stays_and_goes_with_it(pristine: Path, tmp_path: Path) -> None:
+    """However long ago it was written: an old version may be served again while others come."""
+    like = read_manifest(pristine)
+    for number in range(1, 11):
+        _write(tmp_path, like, number, b"old" if number == 1 else b"%d" % (number % 3))
+    assert _encoders(tmp_path) == {b"old", b"0", b"1", b"2"}
+    _write(tmp_path, like, 11, b"2")
+    assert kept_versions(tmp_path) == [f"v{number:02}" for number in range(2, 12)]
+    assert _encoders(tmp_path) == {b"0", b"1", b"2"}
+
+
+def test_a_version_that_was_used_outlives_newer_ones(pristine: Path, tmp_path: Path) -> None:
+    """`touch_version` counts as use: what was used longest ago is dropped."""
+    like = read_manifest(pristine)
+    first = _write(tmp_path, like, 1, b"first")
+    for number in range(2, 11):
+        _write(tmp_path, like, number, b"other")
+    touch_version(tmp_path, first)
+    for number in range(11, 20):
+        _write(tmp_path, like, number, b"other")
+    assert kept_versions(tmp_path) == [first, *(f"v{number:02}" for number in range(11, 20))]
+    assert _encoders(tmp_path) == {b"first", b"other"}
+
+
+def test_the_served_version_stays_though_the_clock_went_back(pristine: Path, tmp_path: Path) -> None:
+    """Ten versions that seem to be newer do not push it out."""
+    like = read_manifest(pristine)
+    for number in range(1, 11):
+        os.utime(tmp_path / "versions" / _write(tmp_path, like, number, b"x"), (2**33, 2**33))
+    served = _write(tmp_path, like, 0, b"served")
+    assert served in kept_versions(tmp_path)
+    assert read_version(tmp_path) == served
+    assert len(kept_versions(tmp_path)) == 10
+    assert _encoders(tmp_path) == {b"x", b"served"}
+
+
+def test_nothing_shared_goes_while_a_version_does_not_say_what_it_needs(pristine: Path, tmp_path: Path) -> None:
+    """A damaged manifest may be mended; its encoder could not."""
+    like = read_manifest(pristine)
+    first = _write(tmp_path, like, 1, b"first")
+    manifest = tmp_path / "versions" / first / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:300])
+    _write(tmp_path, like, 2, b"second")
+    assert _encoders(tmp_path) == {b"first", b"second"}
+    manifest.write_bytes(whole)
+    assert kept_versions(tmp_path) == ["v01", "v02"]

@@ -46,9 +46,9 @@ def test_a_learnable_task_is_certified_and_holds_on_new_calls(tmp_path: Path) ->
 
 
 def test_the_folder_holds_what_the_format_promises(fitted: Path) -> None:
-    """Manifest, graph, tokenizer, word vectors, certificate, frontier, report and traces; no pickle."""
+    """Manifest, graph, tokenizer, word vectors, probes, certificate, frontier, report and traces; no pickle."""
     manifest = read_manifest(fitted)
-    roles = {"model", "tokenizer", "table/words.npy", "certificate", "frontier", "report", "traces"}
+    roles = {"model", "tokenizer", "table/words.npy", "probes", "certificate", "frontier", "report", "traces"}
     assert set(manifest.files) == roles
     words = fitted / manifest.files["table/words.npy"].path
     assert np.load(words, allow_pickle=False).dtype == np.float16

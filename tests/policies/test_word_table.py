@@ -181,12 +181,12 @@ def test_versions_share_their_table_and_keep_the_ones_in_use(tmp_path: Path) -> 
         fit_policy(traces, folder, FitConfig(0.6))
     assert len(list(folder.glob("tables/*/words.npy"))) == 1
     tables = []
-    for number in range(6):
+    for number in range(12):
         tables.append(_own_table(tmp_path / f"table{number}", number))
         fit_policy(traces, folder, FitConfig(0.6, features=f"lexical,static:{tables[-1]}"))
-    assert len(list(folder.glob("tables/*/words.npy"))) == 5
+    assert len(list(folder.glob("tables/*/words.npy"))) == 10
     fit_policy(traces, folder, FitConfig(0.6, features=f"lexical,static:{tables[2]}"))
-    assert len(list(folder.glob("tables/*/words.npy"))) == 5
+    assert len(list(folder.glob("tables/*/words.npy"))) == 10
     shutil.rmtree(tables[2])
     assert Policy.load(folder).decide(traces[0].input).guess is not None
 
