@@ -12,6 +12,7 @@ _MOST_LINES = 5  # of withheld labels, and of the agreements tried in shadow
 _WIDTH = 100
 _INDENT = "    "
 _LEAST_SHARE = 0.01
+_KEY_WIDTH = 11
 
 
 def listing(summaries: Iterable[Summary]) -> list[str]:
@@ -71,7 +72,9 @@ def status(found: Summary, today: str) -> list[str]:
     if shadow is not None:
         rows += _shadow(shadow, found["promotion"])
     rows.append(("next", next_step(found)))
-    return [headline(found), *(f"  {line}" for line in _columns(rows))]
+    room = _WIDTH - _KEY_WIDTH - 2
+    lines = [(key if part == 0 else "", text) for key, long in rows for part, text in enumerate(wrap(long, room))]
+    return [headline(found), *(f"  {key:{_KEY_WIDTH}}{text}" for key, text in lines)]
 
 
 def concerned(found: Summary) -> Summary | None:
@@ -142,6 +145,8 @@ def _live(policy: Summary) -> list[tuple[str, str]]:
 
 
 def _audits(found: Summary, today: str) -> str:
+    if not found["watched"]:
+        return "none: there is no upstream to compare with"
     spent = found["audits_today"]
     calls, usd = (spent["calls"], spent["usd"]) if spent["day"] == today else (0, 0.0)
     money = "" if spent["daily_usd"] is None else f", ${usd:,.2f} of ${spent['daily_usd']:,.2f}"
