@@ -65,7 +65,7 @@ def run(folder: Path, requests: int, seed: int) -> dict[str, Any]:
         tree = {
             "upstreams": {"teacher": {"base_url": teacher.url}},
             "default_upstream": "teacher",
-            "projects": projects(folder),
+            "projects": {name: project | {"promotion": "immediate"} for name, project in projects(folder).items()},
         }
         (folder / "config.yaml").write_text(yaml.safe_dump(tree))
         with GatewayProcess(folder, "--config", "config.yaml") as gateway:

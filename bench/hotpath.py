@@ -376,7 +376,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         "upstreams": {"here": {"base_url": "http://127.0.0.1:9/v1"}},
         "default_upstream": "here",
         "projects": {
-            _PROJECT: {"policy": f"{folder}/policy", "teacher": "gpt"},
+            _PROJECT: {"policy": f"{folder}/policy", "teacher": "gpt", "promotion": "immediate"},
             "new": {"policy": f"{folder}/none", "match": {"system_prompt": _PROMPT}},
         },
     }

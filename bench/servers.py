@@ -142,7 +142,7 @@ def _gateway(fitted: bool, *options: str) -> Callable[[Place, Path, int], list[s
             "store": {"url": f"sqlite:///{folder}/traces.db", "spool": f"{folder}/spool.jsonl"},
             "upstreams": {"upstream": {"base_url": f"http://127.0.0.1:{place.behind}/v1"}},
             "default_upstream": "upstream",
-            "projects": {PROJECT: {"policy": str(policy), "match": recognised}},
+            "projects": {PROJECT: {"policy": str(policy), "match": recognised, "promotion": "immediate"}},
         }
         file = folder / "config.yaml"
         file.write_text(yaml.safe_dump(tree), encoding="utf-8")

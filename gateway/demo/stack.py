@@ -147,6 +147,8 @@ class Stack:
             "projects": {
                 self.task.project: {
                     "policy": str(self.policy),
+                    # Four small days are too short for a candidate to prove itself on live calls first.
+                    "promotion": "immediate",
                     "match": {"system_prompt": self.task.system_prompt, "mode": "exact"},
                 }
             },

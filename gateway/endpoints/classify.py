@@ -8,7 +8,7 @@ from gateway.asking import ask
 from gateway.control import Mode
 from gateway.decide import Decision, Lane
 from gateway.encoding import JSON, encoded
-from gateway.endpoints.exchange import Endpoint, answer_json
+from gateway.endpoints.exchange import Asked, Endpoint, answer_json
 from gateway.errors import InvalidRequest, UpstreamUnreachable
 from gateway.exchange import Exchange
 from gateway.learn import Forwarded, learn
@@ -43,7 +43,12 @@ class Classify(Endpoint):
         self.count(project, decision.lane, decision.reason or "")
         exchange.headers = tracer_headers(project, decision, call_id)
         self.explain(exchange, decision, serving)
-        request = None if decision.label is not None else self._question(project, text, body.get("messages"))
+        rate = self.audit_rate(project)
+        request = self._question(project, text, body.get("messages")) if decision.label is None or rate else None
+        if request is not None and decision.label is not None:
+            asked = Asked(text, Surface.CHAT, request.model, Shape(request, project), request.raw)
+            self.draw(exchange, project, decision, asked, rate)
+            request = None
         if request is None or decision.lane is Lane.NONE:
             model = SURROGATE_MODEL if decision.label is not None else None
             await answer_json(exchange, _answer(decision, serving.said(decision.label), model, body))

@@ -1,24 +1,39 @@
 """What the endpoints have in common: who may come in, and the border where errors become answers."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from time import monotonic, time
+from typing import Any, ClassVar, NamedTuple
 
 from prometheus_client import Counter, Histogram
 from starlette.types import Receive, Scope, Send
 
 from gateway.access import Caller
 from gateway.asgi import LOCAL_HEADERS, Headers, Whole, error_answer, header, read_body, send_json, send_whole
+from gateway.audit import Audit
 from gateway.control import Mode, explanation, read_control
 from gateway.decide import Decision, Lane, deferred
+from gateway.draw import share
 from gateway.errors import AnswerableError, ClientGone, ProjectNotAllowed, UnknownProject, UnsupportedEncoding
 from gateway.exchange import BEGUN, Exchange
+from gateway.headers import account_only
 from gateway.large import AT_ONCE
 from gateway.registry import Serving
 from gateway.services import Services
-from gateway.wire import parse_object
+from gateway.shapes import Shape
+from gateway.wire import Surface, parse_object
 from policies.types import Reason
 
 _UNKNOWN_KEY = Serving(None, Reason.KEY)
+
+
+class Asked(NamedTuple):
+    """The question that a handled call would have been to the teacher. `body` may be the client's own."""
+
+    text: str
+    surface: Surface
+    model: str
+    shape: Shape
+    body: bytes
 
 
 class Endpoint(ABC):
@@ -120,6 +135,48 @@ class Endpoint(ABC):
         if control.explain:
             told = explanation(decision, serving, control.agreement)
             exchange.headers = [*exchange.headers, (b"x-tracer-explain", told)]
+
+    def audit_rate(self, project: str) -> float:
+        """The share of a project's handled calls that is audited now; 0 where the budget is used up."""
+        rate = self.services.watch.paces[project].rate
+        if not rate:
+            return 0.0
+        budget = self.services.auditor.budgets.get(project)
+        return rate if budget is not None and budget.left else 0.0
+
+    def draw(self, exchange: Exchange, project: str, decision: Decision, asked: Asked, rate: float) -> None:
+        """Have the teacher asked about a handled call as well, where the draw falls so.
+
+        Costs about two microseconds where it does not. A call that leaves the teacher no choice is not drawn.
+        """
+        draw, upstream, now = self.services.watch.draw, self.services.settings.upstream_of(project), time()
+        if draw is None or upstream is None or not asked.model or not asked.shape.chosen_freely:
+            return
+        fingerprint = asked.shape.fingerprint(asked.model)
+        drawn = draw.id(project, fingerprint, asked.text, now)
+        if share(drawn) >= rate or decision.label is None:
+            return
+        scope = exchange.scope
+        self.services.auditor.offer(
+            Audit(
+                id=drawn,
+                project=project,
+                version=decision.policy_version or "",
+                label=decision.label,
+                text=asked.text,
+                surface=asked.surface,
+                model=asked.model,
+                body=asked.body,
+                headers=account_only(scope["headers"], self.services.settings.access.account_headers),
+                upstream=upstream,
+                probability=rate,
+                base=rate,
+                fingerprint=fingerprint,
+                made_at=monotonic(),
+                ts=now,
+                query=scope["query_string"] if asked.surface.value in scope["path"] else b"",
+            )
+        )
 
     def count(self, project: str, lane: Lane, reason: str = "", calls: int = 1) -> None:
         """Count calls, of a project or of none (""), under their lane and reason."""

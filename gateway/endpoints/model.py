@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from time import monotonic, perf_counter, time
+from time import perf_counter
 from typing import ClassVar
 
 from starlette.types import Scope
@@ -14,14 +14,12 @@ from starlette.types import Scope
 from gateway.answer import EVENT_STREAM, NO_CACHE, SURROGATE_MODEL
 from gateway.arguments import Writer, write_arguments
 from gateway.asgi import LOCAL_HEADERS, RELAYED_HEADERS, Whole, new_id, send_whole, tracer_headers, whole
-from gateway.audit import Audit
 from gateway.control import Control, Mode
 from gateway.decide import Decision, Lane, Watched, deferred
-from gateway.draw import share
+from gateway.endpoints.exchange import Asked
 from gateway.endpoints.passthrough import Relaying
 from gateway.errors import AnswerableError, InternalError, InvalidRequest, KeptLocal, ModelNotAllowed
 from gateway.exchange import BEGUN, Exchange
-from gateway.headers import account_only
 from gateway.large import AT_ONCE
 from gateway.learn import Forwarded, learn
 from gateway.reading import readable
@@ -204,9 +202,10 @@ class ModelEndpoint(Relaying):
         watch, policy = self.services.watch, call.serving.policy
         if call.serving.family is None and policy is not None:
             watch.trust(call.found.project, policy.version, call.shape.prompt(self._model_of(call)))
-        pace = watch.paces[call.found.project]
-        if pace.rate:
-            self._draw(exchange, call, decision, pace.rate)
+        rate = self.audit_rate(call.found.project)
+        if rate:
+            asked = Asked(call.found.text or "", self.surface, self._model_of(call), call.shape, call.raw)
+            self.draw(exchange, call.found.project, decision, asked, rate)
         content_type, body = self.answer(call, reply)
         # OpenAI's clients show it as the answer's `request_id`; a forwarded answer brings the upstream's own.
         headers = [*exchange.headers, (b"x-request-id", b"req_" + call.id.encode())]
@@ -332,42 +331,6 @@ class ModelEndpoint(Relaying):
         asked = call.shape.model
         model = project.teacher if asked.startswith(MODEL_PREFIX) else asked
         return None if name is None or model is None else Writer(Lane.TEACHER, self.services.upstreams[name], model)
-
-    def _draw(self, exchange: Exchange, call: LocalCall, decision: Decision, rate: float) -> None:
-        """Have the teacher asked as well, where the draw falls so. Costs about a microsecond where it does not."""
-        watch, found, now = self.services.watch, call.found, time()
-        model = self._model_of(call)
-        upstream = self.services.settings.upstream_of(found.project)
-        if watch.draw is None or not model or upstream is None or decision.label is None:
-            return
-        # What could not be audited, whatever the draw, is not drawn; nor what the client left the teacher no choice in.
-        budget = self.services.auditor.budgets.get(found.project)
-        if budget is None or not budget.left or not call.shape.chosen_freely:
-            return
-        fingerprint = call.shape.fingerprint(model)
-        drawn = watch.draw.id(found.project, fingerprint, found.text or "", now)
-        if share(drawn) >= rate:
-            return
-        scope = exchange.scope
-        audit = Audit(
-            id=drawn,
-            project=found.project,
-            version=decision.policy_version or "",
-            label=decision.label,
-            text=found.text or "",
-            surface=self.surface,
-            model=model,
-            body=call.raw,
-            headers=account_only(scope["headers"], self.services.settings.access.account_headers),
-            upstream=upstream,
-            probability=rate,
-            base=rate,
-            fingerprint=fingerprint,
-            made_at=monotonic(),
-            ts=now,
-            query=scope["query_string"],
-        )
-        self.services.auditor.offer(audit)
 
     def _model_of(self, call: LocalCall) -> str:
         """The teacher's name for itself; "" where a call names none and none is configured."""
