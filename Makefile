@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check long-tests live-tests fuzz hotpath bench peers clean
+.PHONY: demo test lint types check long-tests live-tests fuzz hotpath bench drift peers clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,10 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/flywheel.py
 	$(BIN)/python bench/calibration.py
+
+# The world changes under a live policy: six minutes; needs the data sets in TRACER_DATA.
+drift: $(VENV)/.installed
+	$(BIN)/python bench/drift.py
 
 # What a call costs, beside other gateways: Linux with wrk, nginx and node; installs the peers, takes twenty minutes.
 peers: $(VENV)/.installed

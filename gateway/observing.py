@@ -109,11 +109,14 @@ class Observer:
         """What the policy in shadow would have done."""
         if call.reason in _UNASKED or call.answer is None:
             return
-        base = 1.0 if orders.live is None else rate
+        # In a pause every call goes to the teacher, whatever the live policy would have done.
+        base = 1.0 if orders.live is None or call.reason is Reason.PAUSED else rate
         if not base:
             return  # forwarded calls alone are those that another policy found hard
         self._prompt(call, policy.version, found.report.prompts)
         local = policy.decide(call.text)
+        if policy.label_of(call.answer) is None and call.answer.kind is not AnswerKind.OTHER:
+            found.report.unseen.append((policy.version, call.answer.text[:200], _hashed(call.text), local.guess))
         if orders.live is None:
             calls, novel = found.report.decided.get(policy.version, (0, 0))
             found.report.decided[policy.version] = calls + 1, novel + (local.reason is Reason.NOVEL)
@@ -137,8 +140,7 @@ class Observer:
         teacher = policy.label_of(call.answer)
         if teacher is None and call.answer.kind is not AnswerKind.OTHER and call.reason not in _UNASKED:
             guess = audit.label if audit is not None else call.guess or policy.decide(call.text).guess
-            digest = blake2b(call.text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
-            found.report.unseen.append((policy.version, call.answer.text[:200], digest, guess))
+            found.report.unseen.append((policy.version, call.answer.text[:200], _hashed(call.text), guess))
         if audit is not None:
             if audit.version == policy.version:
                 comparison = self._comparison(call, policy, "audit", audit.label, audit.base)
@@ -207,3 +209,7 @@ class Observer:
 def _p(call: Observed) -> float:
     """The probability with which the call was to be compared."""
     return 1.0 if call.audit is None else call.audit.probability
+
+
+def _hashed(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()

@@ -23,6 +23,7 @@ ROWS = 2_000
 """Audits that are looked through for labels to blame."""
 
 _UNSEEN_TEXTS, _UNSEEN_GUESSES, _MOST_UNSEEN, _MOST_UNSEEN_TEXTS = 5, 2, 20, 60
+_UNSEEN_SHARE = 0.1  # of the texts that get a new answer: less of them is what a surrogate says of anything strange
 _MOST_WITHHELD = 1 / 3  # of the labels; then it is the policy that is wrong
 _BLAMED = 0.01  # chance that a label is blamed for what is no fault of its own, over all labels
 
@@ -125,13 +126,27 @@ def unseen(project: ProjectState, policy: PolicyState, report: Report, now: floa
                 texts[text] = guess or ""
     moves = []
     for said, texts in policy.unseen.items():
-        if len(texts) < _UNSEEN_TEXTS:
+        if len(texts) < _UNSEEN_TEXTS or policy.foreign.get(said, 0) >= _UNSEEN_TEXTS:
             continue
         guesses = Counter(guess for guess in texts.values() if guess and guess not in policy.withheld)
-        labels = {guess: (n, n) for guess, n in guesses.items() if n >= _UNSEEN_GUESSES}
+        enough = max(_UNSEEN_GUESSES, _UNSEEN_SHARE * len(texts))
+        labels = {guess: (n, n) for guess, n in guesses.items() if n >= enough}
         evidence = {"answer": said[:100], "texts": len(texts)}
         if too_many(policy, labels):
             return [go_to_shadow(project, policy, "new label", GATEWAY, now, evidence)]
         if labels:
             moves += withhold(policy, labels, "new label", now, evidence)
     return moves
+
+
+def hear_in_shadow(policy: PolicyState, report: Report) -> None:
+    """Answers that are no label and come while the policy is compared on every call: they are part of its evidence."""
+    for version, said, _, _ in report.unseen:
+        if version == policy.version and (said in policy.foreign or len(policy.foreign) < _MOST_UNSEEN):
+            policy.foreign[said] = policy.foreign.get(said, 0) + 1
+
+
+def forget_unseen(policy: PolicyState, label: str) -> None:
+    """A label is answered again: the texts that it was withheld for are no reason to do so once more."""
+    for said, texts in list(policy.unseen.items()):
+        policy.unseen[said] = {text: guess for text, guess in texts.items() if guess != label}

@@ -73,7 +73,8 @@ class PolicyState:
     each; `agreement` is the one it is held to where it is live (None: the loosest). `family` are the prompts that it is
     certified for, `strangers` those that it is not, with what the teacher said of calls with them (`trial`). `openness`
     counts the calls whose prompts and teachers are still taken on trust. `unseen` maps an answer that is no label to
-    the texts (hashed) that got it and what the surrogate would have said.
+    the texts (hashed) that got it and what the surrogate would have said; `foreign` says how often such an answer came
+    in shadow, where it was counted as a disagreement if the policy would have answered: it is not new any more.
     """
 
     version: str
@@ -99,6 +100,7 @@ class PolicyState:
     openness: int = 0
     teachers: Teachers = field(default_factory=Teachers)
     unseen: dict[str, dict[str, str]] = field(default_factory=dict)
+    foreign: dict[str, int] = field(default_factory=dict)
     calls: int = 0
     novel: int = 0
 
@@ -160,7 +162,7 @@ class PolicyState:
 
 _PLAIN = (
     *("version", "since", "cause", "certified", "target", "confidence", "rungs", "n_labels", "guard_budget", "reason"),
-    *("agreement", "live_since", "strange", "openness", "unseen", "calls", "novel"),
+    *("agreement", "live_since", "strange", "openness", "unseen", "foreign", "calls", "novel"),
 )
 
 

@@ -19,7 +19,7 @@ from math import log
 from typing import Any
 
 from policies.evidence import Report, compare, count, rung_of
-from policies.labels import ROWS, Earlier, blamed, suspects, too_many, unseen, withhold
+from policies.labels import ROWS, Earlier, blamed, forget_unseen, hear_in_shadow, suspects, too_many, unseen, withhold
 from policies.lifecycle import GATEWAY, begin_watch, demote, forget_strangers, go_live, go_to_shadow
 from policies.monitor import log_evidence_against, log_evidence_for
 from policies.rules import Rules
@@ -42,6 +42,7 @@ def take(
     moves = []
     shadow = project.shadow
     if shadow is not None:
+        hear_in_shadow(shadow, report)
         moves += _shadow_verdict(project, shadow, rules, now)
     live = project.serving
     if live is not None:
@@ -86,6 +87,8 @@ def _shown(policy: PolicyState, rung: int) -> dict[str, Any]:
         "held_to": policy.rungs[rung],
         "comparisons": trial.n,
         "disagreements": trial.wrong,
+        # By weight: beside a live policy, what it forwards is compared far more often than what it answers.
+        "agreement": None if trial.agreement is None else round(trial.agreement, 4),
         "log_evidence_for": round(log_evidence_for(trial, policy.target), 3),
         "log_evidence_against": round(log_evidence_against(trial, policy.target), 3),
     }
@@ -162,6 +165,7 @@ def _returned(policy: PolicyState, rules: Rules, now: float) -> list[Move]:
     for label, held in list(policy.withheld.items()):
         if log_evidence_for(held.trial, policy.target) >= level:
             del policy.withheld[label]
+            forget_unseen(policy, label)
             shown = {"label": label, "comparisons": held.trial.n, "disagreements": held.trial.wrong}
             moves.append(Move("", policy.version, State.LIVE, State.LIVE, "label returned", GATEWAY, now, shown))
     if log_evidence_for(policy.trial, policy.target) >= level:

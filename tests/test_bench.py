@@ -11,7 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import calibration, caller, frontier, load, load_tables, loads, peers, scale, servers, stream, verdict, wrk
+from bench import (
+    calibration,
+    caller,
+    drift_plot,
+    drift_scenarios,
+    drift_tables,
+    frontier,
+    load,
+    load_tables,
+    loads,
+    peers,
+    scale,
+    servers,
+    stream,
+    verdict,
+    wrk,
+)
 from gateway.demo import processes
 from policies.policy import Policy
 from policies.types import Trace
@@ -544,3 +560,83 @@ def test_calls_are_made_when_they_are_due() -> None:
     (seen,) = asyncio.run(run()).values()
     assert (seen.late, seen.errors) == ([], [])  # the upstream says nothing of lanes
     assert 10 <= seen.put_off <= 30
+
+
+def _drift() -> dict[str, Any]:
+    """300 calls: promoted at 100, changed at 200, every other answer wrong until it is demoted at 240, back at 280."""
+
+    def call(number: int) -> dict[str, Any]:
+        handled = 100 <= number < 240 or number >= 280
+        return {
+            "text": f"t{number % 150}",
+            "ts": float(number),
+            "handled": handled,
+            "wrong": 200 <= number < 240 and number % 2,
+        }
+
+    def move(old: str, new: str, call: int, cause: str, **evidence: Any) -> dict[str, Any]:
+        since = {"audits_since": max(0, call - 200) // 2, "seconds_since": call - 200.0}
+        at = {"call": call, "seconds": float(call), "audits": call // 2}
+        return {"version": "v-12345678", "old": old, "new": new, "cause": cause, "evidence": evidence} | at | since
+
+    moves = [
+        move("shadow", "live", 100, "proved on live calls", comparisons=90),
+        move("live", "demoted", 240, "drift", audits=20),
+        move("shadow", "live", 280, "proved on live calls", comparisons=30),
+    ]
+    marks = [
+        {"call": 200, "seconds": 200.0, "audits": 100, "kind": "event", "told": "swapped"},
+        {"call": 250, "seconds": 250.0, "audits": 120, "kind": "refit", "told": "tracer fit", "fit": FITTED},
+        {"call": 280, "seconds": 280.0, "audits": 120, "kind": "recovered", "told": ""},
+    ]
+    known = {"promoted": 100, "event": 200, "end": 300, "idle_wrong": [True] * 80 + [False] * 20, "audits": 130}
+    found = drift_tables.figures([call(number) for number in range(300)], moves, marks, known)
+    return found | {"title": "swapped", "note": "a note"}
+
+
+FITTED = {"refused": False, "coverage": 0.9, "n_traces": 50}
+
+
+def test_drift_counts_what_a_change_cost_until_it_was_acted_on() -> None:
+    """Wrong answers are those the policy gave; what would have been is counted over the same calls."""
+    found = _drift()
+    assert (found["acted"], found["acted_audits"], found["acted_seconds"]) == (40, 20, 40.0)
+    assert (found["wrong_until_acted"], found["wrong_until_recovered"]) == (20, 20)
+    assert (found["idle_until_acted"], found["idle_until_recovered"]) == (40, 80)
+    assert found["before"] == {"calls": 100, "handled": 100, "coverage": 1.0, "agreement": 1.0}
+    assert found["after"]["calls"] == 20
+    assert found["distinct_texts"] == 150
+    assert found["curve"][-1][0] == 300
+
+
+def test_drift_tells_what_happened_in_order() -> None:
+    """A line for each move with its evidence, what was done by hand, and the note."""
+    lines = drift_tables.timeline(_drift()).splitlines()
+    assert [line.split("  ")[-1] for line in lines[1:]] == [
+        "12345678 shadow -> live: proved on live calls (comparisons 90)",
+        "=== swapped",
+        "12345678 live -> demoted: drift (audits 20)",
+        "$ tracer fit: 50 traces, coverage 0.900 certified",
+        "--- back",
+        "12345678 shadow -> live: proved on live calls (comparisons 30)",
+        "(a note)",
+    ]
+
+
+def test_drift_has_a_row_a_scenario_and_says_that_the_cap_was_raised(tmp_path: Path) -> None:
+    """The picture takes the same figures."""
+    found = {"swap": _drift()}
+    conditions = {"calls_a_second": 800, "audit": {"daily_calls": 1_000_000}, "seconds": 60.0}
+    text = drift_tables.table({"stamp": STAMP, "scenarios": found} | conditions)
+    assert "| swapped | 100 (90) | 40 / 20 / 40 | demoted: drift | 20 | 20 | 80 | a refit, 80 calls |" in text
+    assert "raised to 1,000,000" in text
+    drift_plot.draw(found, tmp_path / "drift.png")
+    assert (tmp_path / "drift.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_drift_repeats_a_text_in_other_capitals() -> None:
+    """The policy sees none, so only what tells a call from its retry has changed."""
+    draw = random.Random(0)
+    made = {drift_scenarios.in_other_capitals("where is my card", draw) for _ in range(50)}
+    assert len(made) > 40
+    assert {text.lower() for text in made} == {"where is my card"}

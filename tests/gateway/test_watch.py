@@ -1,6 +1,7 @@
 """The life of a policy through a gateway on a real socket: shadow, promotion, audits, and what stops it."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+from policies.fitting import fit_policy
 from policies.projects import Projects
 from policies.record import Record
+from policies.settings import FitConfig
 from policies.store import Store
 from policies.types import Comparison
 from tests.scripted_teacher import ScriptedTeacher
@@ -247,6 +250,27 @@ def test_calls_unlike_any_send_the_policy_back_to_shadow(
         mixed = (next(strange) if i % 2 else next(texts) for i in range(8_000))
         _until(application, gateway, mixed, lambda: _state(gateway) == "shadow")
         assert _moves(gateway)[-1] == ("live", "shadow", "novelty")
+
+
+def test_in_a_pause_every_call_says_something_of_the_policy_that_is_to_come(
+    tmp_path: Path, policy_folder: Path, teacher: ScriptedTeacher
+) -> None:
+    """No audit is made, and still it proves itself: all calls are the teacher's, not only those the live one left."""
+    folder = tmp_path / "policy"
+    shutil.copytree(policy_folder, folder)
+    with _gateway(tmp_path, folder, teacher, audit={"rate": 0}) as gateway:
+        application, texts = Application(gateway), iter(TEXTS)
+        _until(application, gateway, texts, lambda: _state(gateway) == "live")
+        first = _summary(gateway)["live"]
+        with contextlib.closing(Projects.open(gateway.services.settings.store.url)) as projects:
+            projects.pause("bank", "test")
+            fit_policy(make_traces(700, seed=3), folder, FitConfig(target_teacher_agreement=0.85))
+            _eventually(lambda: _summary(gateway)["shadow"])
+            _until(application, gateway, texts, lambda: _summary(gateway)["live"] != first)
+            assert {found[:2] for found in application.send(TEXTS[-20:])} == {("deferred", "paused")}
+            projects.resume("bank", "test")
+        _eventually(lambda: _state(gateway) == "live")
+        assert "handled" in {decision for decision, _, _ in application.send(TEXTS[-60:])}
 
 
 def test_without_an_upstream_a_certified_policy_answers_at_once_and_says_why(
