@@ -11,6 +11,8 @@ _NOTHING = "-"
 _MOST_LINES = 5  # of withheld labels, and of the agreements tried in shadow
 _WIDTH = 100
 _INDENT = "    "
+_LEAST_SHARE = 0.01
+_KEY_WIDTH = 11
 
 
 def listing(summaries: Iterable[Summary]) -> list[str]:
@@ -70,7 +72,9 @@ def status(found: Summary, today: str) -> list[str]:
     if shadow is not None:
         rows += _shadow(shadow, found["promotion"])
     rows.append(("next", next_step(found)))
-    return [headline(found), *(f"  {line}" for line in _columns(rows))]
+    room = _WIDTH - _KEY_WIDTH - 2
+    lines = [(key if part == 0 else "", text) for key, long in rows for part, text in enumerate(wrap(long, room))]
+    return [headline(found), *(f"  {key:{_KEY_WIDTH}}{text}" for key, text in lines)]
 
 
 def concerned(found: Summary) -> Summary | None:
@@ -141,6 +145,8 @@ def _live(policy: Summary) -> list[tuple[str, str]]:
 
 
 def _audits(found: Summary, today: str) -> str:
+    if not found["watched"]:
+        return "none: there is no upstream to compare with"
     spent = found["audits_today"]
     calls, usd = (spent["calls"], spent["usd"]) if spent["day"] == today else (0, 0.0)
     money = "" if spent["daily_usd"] is None else f", ${usd:,.2f} of ${spent['daily_usd']:,.2f}"
@@ -172,7 +178,8 @@ def _shadow(policy: Summary, promotion: str) -> list[tuple[str, str]]:
 
 def _part(figures: Summary, value: str, limit: str) -> str:
     """The share that one is of the other, both given as logarithms: those of a detector are never far apart."""
-    return _percent(exp(min(0.0, figures[value] - figures[limit])))
+    share = exp(min(0.0, figures[value] - figures[limit]))
+    return "under 1 %" if share < _LEAST_SHARE else f"{100 * share:.0f} %"
 
 
 def _percent(share: float) -> str:

@@ -100,7 +100,8 @@ def read(document: dict[str, Any]) -> ProjectState:
 def summary(name: str, project: ProjectState) -> dict[str, Any]:
     """What people and programs are shown of a project, as JSON values; times are ISO 8601.
 
-    `audits_today` are those of the last day with audits, with the day's budget.
+    `watched`: there is a teacher to compare with. `audits_today` are those of the last day with audits, with the day's
+    budget.
     """
     rules, audits = project.rules, project.audits
     days = sorted(project.days.items())[-1:]
@@ -112,6 +113,7 @@ def summary(name: str, project: ProjectState) -> dict[str, Any]:
         "shadow": None if project.shadow is None else project.shadow.version,
         "rollback_to": next((v for v in reversed(project.past) if v != project.live), None),
         "promotion": rules.promotion,
+        "watched": rules.watched,
         "audit_rate": round(project.rate, 5),
         "handled_per_second": round(project.per_second, 3),
         "audits_today": {

@@ -155,9 +155,17 @@ def test_the_quickstart_ends_with_a_handled_call(workspace: Workspace) -> None:
     assert "certified" in workspace.shell(
         _block("sh", "tracer traces export --project support --out traces.jsonl\ntracer fit")
     )
+    workspace.wait_until("/health", '"shadow":"2')
+    assert "support: live" in workspace.shell(_block("sh", "tracer promote support\n"))
     workspace.wait_until("/health", '"live"')
     assert workspace.python(program).split() == ["card_lost", "surrogate"]
     assert "Frontier" in workspace.shell(_block("sh", "tracer update"))
+    workspace.wait_until("/health", '"shadow":"2')
+    printed = workspace.shell(_block("sh", "tracer rollback support"))
+    assert [state in printed for state in ("(promoted)", "(rolled back to)", "support: paused", "resumed")] == [
+        True
+    ] * 4
+    assert workspace.python(program).split() == ["card_lost", "surrogate"]
 
 
 def test_the_sidecar_answers_curl_and_javascript(workspace: Workspace) -> None:
@@ -237,7 +245,7 @@ def test_every_block_is_covered() -> None:
         "docker build",
         "scrape_configs",
     ]
-    holding += ["import tracer", "fetch(", "check-config"]
+    holding += ["import tracer", "fetch(", "check-config", "tracer promote support"]
     for block in _blocks():
         if block.language != "text":
             assert sum(mark in block.text for mark in holding) >= 1, block.text

@@ -13,6 +13,8 @@ from tests.fidelity.world import World, make_world, projects
 from tests.scripted_teacher import ScriptedTeacher
 from tests.serving import ThreadedGateway, make_settings
 
+ADMIN_KEY = "an-admin-key-of-the-suite"
+
 
 @dataclass
 class Route:
@@ -70,8 +72,9 @@ def openai_teacher(world: World) -> Iterator[ScriptedTeacher]:
 @pytest.fixture(scope="session")
 def gateway(policies: Path, openai_teacher: ScriptedTeacher) -> Iterator[ThreadedGateway]:
     """A gateway that knows each form's application by its system prompt: nothing but the base URL changes."""
-    settings = make_settings(policies, {"projects": projects(policies)}, upstream=openai_teacher.url)
-    with ThreadedGateway(settings) as running:
+    tree = {"projects": projects(policies), "admin": {"key_env": "ADMIN_KEY"}}
+    settings = make_settings(policies, tree, upstream=openai_teacher.url)
+    with ThreadedGateway(settings, {"ADMIN_KEY": ADMIN_KEY}) as running:
         yield running
 
 

@@ -26,6 +26,7 @@ from gateway.control import Mode
 from gateway.decide import Lane
 from gateway.endpoints.openapi import DOCUMENT
 from policies.types import Reason
+from tests.fidelity.conftest import ADMIN_KEY
 from tests.fidelity.conftest import Route as Way
 from tests.fidelity.world import FORMS, STRANGE, World
 from tests.serving import ThreadedGateway, make_settings
@@ -49,7 +50,7 @@ def document() -> dict[str, Any]:
 @pytest.fixture
 def routes(tmp_path: Any) -> list[Route]:
     """The gateway's routes."""
-    app = create_app(make_settings(tmp_path, {}), {})
+    app = create_app(make_settings(tmp_path, {"admin": {"key_env": "ADMIN_KEY"}}), {"ADMIN_KEY": ADMIN_KEY})
     return [route for route in app.routes if isinstance(route, Route)]
 
 
@@ -81,9 +82,10 @@ def test_every_error_is_in_it(document: dict[str, Any]) -> None:
     described: dict[str, str] = {}
     for name, found in document["components"]["responses"].items():
         described[f"#/components/responses/{name}"] = found["description"]
-    chat = document["paths"]["/v1/chat/completions"]["post"]["responses"]
+    promote = document["paths"]["/admin/projects/{project}/promote"]["post"]["responses"]
+    known = promote | document["paths"]["/v1/chat/completions"]["post"]["responses"]
     for kind in _subclasses(errors.AnswerableError):
-        place = chat.get(str(kind.status)) or {"$ref": "#/components/responses/MethodNotAllowed"}
+        place = known.get(str(kind.status)) or {"$ref": "#/components/responses/MethodNotAllowed"}
         assert f"`{kind.code}`" in described[place["$ref"]], kind
 
 
@@ -149,6 +151,9 @@ def test_schemathesis_finds_nothing(operations: dict[str, Any], name: str) -> No
     @settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(operations[name].as_strategy() | operations[name].as_strategy(generation_mode=GenerationMode.NEGATIVE))
     def ask(case: Any) -> None:
-        case.call_and_validate(checks=_CHECKS, headers={"x-script": "openai"})
+        headers = {"x-script": "openai"}
+        if name.split()[1].startswith("/admin"):
+            headers["authorization"] = f"Bearer {ADMIN_KEY}"
+        case.call_and_validate(checks=_CHECKS, headers=headers)
 
     ask()
