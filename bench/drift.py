@@ -37,7 +37,7 @@ from policies.traces import write_traces
 TARGET = 0.95
 PROMPT = "You sort messages to a bank. Today is 2026-11-23. Answer with the name of one intent and nothing else."
 # Calls: before the event, at most until it is noticed, to learn from, and after recovery.
-HEALTHY, NOTICED, AFTERWARDS, RECOVERED = 3_000, 8_000, 5_000, 2_500
+HEALTHY, NOTICED, AFTERWARDS, RECOVERED = 3_000, 20_000, 5_000, 2_500
 PROVING = 20_000  # at most, for a policy in shadow
 QUIET = 3_000  # where nothing is to happen
 # A day's calls pass in half a minute: its 2,000 audits would be spent by then.

@@ -12,9 +12,9 @@ _MOST_DAYS = 7
 # Rates are taken from a few steps, each 2^(1/4) of the last: comparisons then have a few different weights only.
 _STEPS = 4
 _WINDOW = 60.0  # seconds over which the number of handled calls is averaged
-# Of the evidence that would demote; from there the rate rises, to ten times as much. A detector has a good part of it
-# while all is well: half on average at an agreement of 0.96 where 0.95 is the target.
-_CALM = 0.6
+# Of the evidence that would demote; from there the rate rises, to ten times as much. A detector has nearly half of it
+# while all is well (at an agreement of 0.97 where 0.95 is the target): lower, and every healthy policy pays for it.
+_CALM = 0.5
 _SUSPICION = 9.0
 _LEASE_SECONDS, _LARGEST_LEASE, _LEASES = 5.0, 500, 40
 
