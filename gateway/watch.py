@@ -6,6 +6,7 @@ While the store is away the last word holds, evidence waits (bounded), and what 
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -20,8 +21,9 @@ from gateway.observing import Found, Observed, Observer
 from gateway.registry import Orders, Registry
 from gateway.settings import ProjectSettings, Settings
 from policies import lifecycle
+from policies.artifact import touch_version
 from policies.audit_rate import Spent, lease, settle
-from policies.errors import StoreError
+from policies.errors import ArtifactError, StoreError
 from policies.evidence import Report
 from policies.lifecycle import Offer
 from policies.policy import Policy
@@ -42,7 +44,7 @@ _LONGEST_WAIT = 5.0
 _MOST_OBSERVED = 10_000
 _AT_ONCE = 500
 _MOST_TRUSTED = 200
-_KEPT_COMPARISONS, _PRUNE_SECONDS = 50_000, 600.0
+_KEPT_COMPARISONS, _LOOK_SECONDS = 50_000, 600.0
 _FIRST_SECONDS = 10.0  # the start waits so long for the store's first word
 
 # Reasons under which the live policy was asked.
@@ -78,6 +80,7 @@ class Watch:
         self._offers: deque[tuple[str, Policy]] = deque()
         self._counts: dict[str, Counter[str]] = {name: Counter() for name in settings.projects}
         self._taken: dict[str, Counter[str]] = {name: Counter() for name in settings.projects}
+        self._unbooked: dict[str, float] = dict.fromkeys(settings.projects, 0.0)  # US dollars
         self._trusted: dict[str, set[tuple[str, str]]] = {name: set() for name in settings.projects}
         self._on_trust: deque[tuple[str, str, Prompt]] = deque()
         self._unsent: dict[str, tuple[list[Comparison], Report]] = {}
@@ -87,7 +90,7 @@ class Watch:
         self._record: Record | None = None
         self._observer: Observer | None = None
         self._away = 0.0
-        self._prune_at = time.monotonic() + _PRUNE_SECONDS
+        self._look_at = time.monotonic() + _LOOK_SECONDS
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._first = threading.Event()
@@ -168,7 +171,7 @@ class Watch:
             self._hand_in(record, last=last)
             if not last:
                 self._follow(record)
-                self._prune(record)
+                self._look_after(record)
         except StoreError as error:
             if not self._away:
                 logger.warning("the store is away, projects stay as they are: %s", error)
@@ -225,7 +228,10 @@ class Watch:
     def _read(self, project: str, observed: Sequence[Observed]) -> None:
         if not observed or self._observer is None:
             return
-        found = self._observer.read(project, observed, self.paces[project].rate)
+        # Without budget nothing of what is answered is compared, whatever the rate.
+        budget = self._budgets.get(project)
+        rate = self.paces[project].rate if budget is not None and budget.left else 0.0
+        found = self._observer.read(project, observed, rate)
         comparisons, report = self._unsent.get(project, ([], Report()))
         self._unsent[project] = (comparisons + found.comparisons)[-_MOST_OBSERVED:], _joined(report, found)
 
@@ -250,9 +256,9 @@ class Watch:
         rules, audits = self._rules[project], self._audits[project]
         budget = self._budgets.get(project)
         unused = budget.withdraw() if last and budget is not None else 0
-        _, usd = (0, 0.0) if budget is None else budget.take()
+        self._unbooked[project] += 0.0 if budget is None else budget.take()[1]
         wanted = 0 if last or budget is None else max(0, lease(state, audits) - budget.left)
-        spent = Spent(new[""], usd, wanted, unused)
+        spent = Spent(new[""], self._unbooked[project], wanted, unused)
         granted = 0
 
         def step(
@@ -267,7 +273,7 @@ class Watch:
         self._due[project] = time.monotonic()
         revision, document = record.change(project, comparisons, step)
         self._unsent.pop(project, None)
-        self._taken[project] = counts
+        self._taken[project], self._unbooked[project] = counts, 0.0
         if budget is not None and granted:
             budget.grant(granted)
         self._know(project, revision, document)
@@ -318,11 +324,38 @@ class Watch:
             self._loop.call_soon_threadsafe(obey)
             obeyed.wait(1.0)
 
-    def _prune(self, record: Record) -> None:
-        if time.monotonic() >= self._prune_at:
-            self._prune_at = time.monotonic() + _PRUNE_SECONDS
-            for project in self._settings.projects:
-                record.prune(project, _KEPT_COMPARISONS)
+    def _look_after(self, record: Record) -> None:
+        """Now and then: forget old comparisons, keep what is live, and ask whether it still decides as it did."""
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+        for project, settings in self._settings.projects.items():
+            record.prune(project, _KEPT_COMPARISONS)
+            orders = self._registry.orders(project)
+            policy = None if orders is None else self._registry.policy(project, orders.live)
+            if policy is None:
+                continue
+            with contextlib.suppress(ArtifactError):  # a folder that cannot be written loses no versions either
+                touch_version(settings.policy, policy.version)
+            self._probe(record, project, policy)
+
+    def _probe(self, record: Record, project: str, policy: Policy) -> None:
+        """A policy whose encoder is behind a URL may have become another."""
+        if not policy.remote:
+            return
+        try:
+            changed = policy.probe()
+        except ConnectionError:
+            return  # then its calls are deferred anyway
+        if changed is not None:
+
+            def move(state: ProjectState) -> list[Move]:
+                live = state.serving
+                if live is None or live.version != policy.version:
+                    return []
+                return [lifecycle.go_to_shadow(state, live, "encoder", lifecycle.GATEWAY, time.time(), {"is": changed})]
+
+            self._change(record, project, [], move)
 
 
 def _release(waiting: Sequence[asyncio.Future[None]]) -> None:

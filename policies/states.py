@@ -215,7 +215,7 @@ class ProjectState:
         for state in (State.SHADOW, State.CANDIDATE):
             if state in states:
                 return state
-        last = None if self.offered is None else self.policies.get(self.offered)
+        last = max(self.policies.values(), key=lambda policy: policy.since, default=None)
         return State.OBSERVING if last is None else last.state
 
     def remember(self, policy: PolicyState) -> None:
