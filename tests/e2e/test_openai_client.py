@@ -28,7 +28,14 @@ def gateway(
     tree = {
         "upstreams": {"teacher": {"base_url": scripted.url}},
         "default_upstream": "teacher",
-        "projects": {"bank": {"policy": str(policy_folder), "teacher": "gpt-teacher"}},
+        "projects": {
+            "bank": {
+                "policy": str(policy_folder),
+                "teacher": "gpt-teacher",
+                "promotion": "immediate",
+                "audit": {"rate": 0},
+            }
+        },
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     with GatewayProcess(folder, "--config", "config.yaml") as running:

@@ -58,7 +58,7 @@ def _configure(folder: Path, policy: Path, teacher: ScriptedTeacher) -> None:
     tree = {
         "upstreams": {"teacher": {"base_url": teacher.url}},
         "default_upstream": "teacher",
-        "projects": {"bank": {"policy": str(policy), "teacher": "gpt"}},
+        "projects": {"bank": {"policy": str(policy), "teacher": "gpt", "promotion": "immediate", "audit": {"rate": 0}}},
         "server": {"policy_poll_seconds": 0.05},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))

@@ -33,7 +33,8 @@ class Workers(GatewayProcess):
             f"store: {{url: '{self.store}', spool: '{folder}/spool.jsonl'}}",
             f"upstreams: {{t: {{base_url: '{teacher.url}'}}}}",
             "default_upstream: t",
-            f"projects: {{bank: {{policy: '{policy or folder / 'absent'}', teacher: m}}}}",
+            f"projects: {{bank: {{policy: '{policy or folder / 'absent'}', teacher: m, promotion: immediate,",
+            "  audit: {rate: 0}}}",
         ]
         (folder / "c.yaml").write_text("\n".join(lines))
         super().__init__(folder, "--config", "c.yaml")
