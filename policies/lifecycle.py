@@ -119,9 +119,8 @@ def go_live(
     project.live = policy.version
     policy.agreement, policy.live_since = agreement, now
     policy.withheld, policy.unseen = {}, {}
-    # What shadow has seen is known; a policy that has seen nothing takes its first calls on trust.
-    trusting = policy.calls < TRUSTED_CALLS and project.rules.watched
-    policy.openness = TRUSTED_CALLS if trusting else 0
+    # What was there when it proved itself is known; a policy that has seen nothing takes its first calls on trust.
+    policy.openness = TRUSTED_CALLS if project.rules.watched and not len(policy.family) else 0
     forget_strangers(policy)
     begin_watch(policy)
     return [*moves, _move(policy, State.LIVE, cause, by, now, evidence)]
@@ -159,7 +158,10 @@ def promote(project: ProjectState, version: str | None, by: str, now: float) -> 
         raise LifecycleError(f"the policy {policy.version} was refused by the gate and cannot be promoted: {why}")
     if policy.version == project.live and policy.agreement is None:
         raise LifecycleError(f"the policy {policy.version} is live already")
-    return go_live(project, policy, None, "promoted", by, now, {})
+    moves = go_live(project, policy, None, "promoted", by, now, {})
+    if policy.calls < TRUSTED_CALLS and project.rules.watched:
+        policy.openness = TRUSTED_CALLS  # whoever promotes it early vouches for what it has not seen yet
+    return moves
 
 
 def _chosen(project: ProjectState, version: str | None) -> PolicyState:
