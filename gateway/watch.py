@@ -10,83 +10,59 @@ import contextlib
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gateway.budget import Budget
 from gateway.draw import Draw
+from gateway.intake import Intake
 from gateway.metrics import Metrics
-from gateway.observing import Found, Observed, Observer
+from gateway.observing import Observed, Observer
 from gateway.registry import Orders, Registry
 from gateway.settings import ProjectSettings, Settings
 from policies import lifecycle
 from policies.artifact import touch_version
-from policies.audit_rate import Spent, lease, settle
+from policies.audit_rate import settle
 from policies.errors import ArtifactError, StoreError
-from policies.evidence import Report
 from policies.lifecycle import Offer
 from policies.policy import Policy
 from policies.projects import read, summary
-from policies.prompts import Prompt
-from policies.record import Record
+from policies.record import Earlier, Record
 from policies.rules import AuditRules, Rules
 from policies.states import ProjectState
-from policies.types import Comparison, Move, Reason
+from policies.types import Comparison, Move
 from policies.verdicts import take
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
-_REPORT_SECONDS = 0.5
-_IDLE_REPORT_SECONDS = 5.0  # without anything seen: rates and budgets still move
 _LONGEST_WAIT = 5.0
 _MOST_OBSERVED = 10_000
 _AT_ONCE = 500
-_MOST_TRUSTED = 200
 _KEPT_COMPARISONS, _LOOK_SECONDS = 50_000, 600.0
 _FIRST_SECONDS = 10.0  # the start waits so long for the store's first word
-
-# Reasons under which the live policy was asked.
-_DECIDED = frozenset({"", Reason.UNCERTAIN, Reason.NOVEL, Reason.LABEL, Reason.ARGUMENTS})
-_STRANGE = frozenset({Reason.PROMPT, Reason.MODEL})
-
-
-class Pace:
-    """How often a project's handled calls are audited now. Read on the event loop, set by the thread."""
-
-    __slots__ = ("rate",)
-
-    def __init__(self) -> None:
-        self.rate = 0.0
 
 
 class Watch:
     """Follows the store at `settings.store.url` from `start` to `stop`.
 
-    `budgets` are the auditor's, by project: anything with `left`, `grant`, `withdraw` and `take`.
+    `budgets` are the auditor's, by project. `intakes` has what was seen of each project, until it is handed in.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics, budgets: Mapping[str, Any]) -> None:
-        self.paces = {name: Pace() for name in settings.projects}
+    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics, budgets: Mapping[str, Budget]) -> None:
+        self.intakes = {name: Intake(budgets.get(name)) for name in settings.projects}
         self.draw: Draw | None = None
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
-        self._budgets = budgets
         self._rules = {name: _rules(settings, name) for name in settings.projects}
         self._audits = {name: _audit_rules(project) for name, project in settings.projects.items()}
         self._observed: deque[Observed] = deque()
         self._offers: deque[tuple[str, Policy]] = deque()
-        self._counts: dict[str, Counter[str]] = {name: Counter() for name in settings.projects}
-        self._taken: dict[str, Counter[str]] = {name: Counter() for name in settings.projects}
-        self._unbooked: dict[str, float] = dict.fromkeys(settings.projects, 0.0)  # US dollars
-        self._trusted: dict[str, set[tuple[str, str]]] = {name: set() for name in settings.projects}
-        self._on_trust: deque[tuple[str, str, Prompt]] = deque()
-        self._unsent: dict[str, tuple[list[Comparison], Report]] = {}
         self._states: dict[str, ProjectState] = {}
         self._revisions: dict[str, int] = {}
-        self._due: dict[str, float] = dict.fromkeys(settings.projects, 0.0)
         self._record: Record | None = None
         self._observer: Observer | None = None
         self._away = 0.0
@@ -127,7 +103,7 @@ class Watch:
     def count(self, project: str, reason: str, calls: int = 1) -> None:
         """Calls of a project have been decided on, under this reason ("" where they were answered)."""
         if project:
-            self._counts[project][reason] += calls
+            self.intakes[project].count(reason, calls)
 
     def saw(self, observed: Observed) -> None:
         """A call has been answered by the teacher. Never blocks, never raises."""
@@ -135,13 +111,6 @@ class Watch:
             self._metrics.evidence_dropped.inc()
             return
         self._observed.append(observed)
-
-    def trust(self, project: str, version: str, prompt: Prompt) -> None:
-        """A call with this prompt has been answered on trust. Cheap for a prompt that has come by before."""
-        known = self._trusted[project]
-        if (version, prompt.fingerprint) not in known and len(known) < _MOST_TRUSTED:
-            known.add((version, prompt.fingerprint))
-            self._on_trust.append((project, version, prompt))
 
     def compares(self, project: str) -> bool:
         """Whether anything is to be learned from what the teacher says of a project's calls."""
@@ -212,70 +181,36 @@ class Watch:
     def _hand_in(self, record: Record, *, last: bool) -> None:
         """What has been seen since, one transaction a project."""
         waiting: dict[str, list[Observed]] = {}
-        for _ in range(min(len(self._observed), _AT_ONCE)):
+        for _ in range(len(self._observed) if last else min(len(self._observed), _AT_ONCE)):
             observed = self._observed.popleft()
             waiting.setdefault(observed.project, []).append(observed)
-        for _ in range(len(self._on_trust)):
-            project, version, prompt = self._on_trust.popleft()
-            self._unsent.setdefault(project, ([], Report()))[1].prompts.append((version, prompt))
-        for project in self._settings.projects:
-            self._read(project, waiting.get(project, []))
-            if self._is_due(project, last=last):
+        for project, intake in self.intakes.items():
+            if project in waiting and self._observer is not None:
+                intake.add(self._observer.read(project, waiting[project], intake.audit_rate()))
+            if project in self._states and intake.is_due(last=last):
                 self._report(record, project, last=last)
         if self._observed:
             self._wake.set()
 
-    def _read(self, project: str, observed: Sequence[Observed]) -> None:
-        if not observed or self._observer is None:
-            return
-        # Without budget nothing of what is answered is compared, whatever the rate.
-        budget = self._budgets.get(project)
-        rate = self.paces[project].rate if budget is not None and budget.left else 0.0
-        found = self._observer.read(project, observed, rate)
-        comparisons, report = self._unsent.get(project, ([], Report()))
-        self._unsent[project] = (comparisons + found.comparisons)[-_MOST_OBSERVED:], _joined(report, found)
-
-    def _is_due(self, project: str, *, last: bool) -> bool:
-        if project not in self._states:
-            return False
-        seen = project in self._unsent or self._counts[project] != self._taken[project]
-        if last:
-            return seen
-        return time.monotonic() >= self._due[project] + (_REPORT_SECONDS if seen else _IDLE_REPORT_SECONDS)
-
     def _report(self, record: Record, project: str, *, last: bool) -> None:
-        state = self._states[project]
-        if state.live is None and state.shadow is None:
-            self._unsent.pop(project, None)
-            self._taken[project] = self._counts[project].copy()
+        state, intake = self._states[project], self.intakes[project]
+        if state.live is None and state.shadow is None and not last:
+            intake.drop()
             return
-        comparisons, report = self._unsent.get(project, ([], Report()))
-        counts = self._counts[project].copy()
-        new = counts - self._taken[project]
-        report = _counted(report, new, state)
-        rules, audits = self._rules[project], self._audits[project]
-        budget = self._budgets.get(project)
-        unused = budget.withdraw() if last and budget is not None else 0
-        self._unbooked[project] += 0.0 if budget is None else budget.take()[1]
-        wanted = 0 if last or budget is None else max(0, lease(state, audits) - budget.left)
-        spent = Spent(new[""], self._unbooked[project], wanted, unused)
-        granted = 0
+        handed = intake.hand_in(state, last=last)
+        rules, audits, granted = self._rules[project], self._audits[project], 0
 
         def step(
-            document: dict[str, Any], fresh: Sequence[Comparison], earlier: Any
+            document: dict[str, Any], fresh: Sequence[Comparison], earlier: Earlier
         ) -> tuple[dict[str, Any], Sequence[Move]]:
             nonlocal granted
             found, now = read(document), time.time()
-            moves = take(found, report, fresh, earlier, rules, now)
-            granted = settle(found, spent, audits, rules, now)
+            moves = take(found, handed.report, fresh, earlier, rules, now)
+            granted = settle(found, handed.spent, audits, rules, now)
             return found.to_json(), [replace(move, project=project) for move in moves]
 
-        self._due[project] = time.monotonic()
-        revision, document = record.change(project, comparisons, step)
-        self._unsent.pop(project, None)
-        self._taken[project], self._unbooked[project] = counts, 0.0
-        if budget is not None and granted:
-            budget.grant(granted)
+        revision, document = record.change(project, handed.comparisons, step)
+        intake.handed_in(handed, granted)
         self._know(project, revision, document)
 
     def _follow(self, record: Record) -> None:
@@ -307,7 +242,7 @@ class Watch:
         before = self._registry.orders(project)
         orders = _orders(state, before)
         self._states[project], self._revisions[project] = state, revision
-        self.paces[project].rate = state.rate if not state.paused else 0.0
+        self.intakes[project].rate = 0.0 if state.paused else state.rate
         self._metrics.projects.set(project, summary(project, state))
         if orders == before:
             return
@@ -432,39 +367,3 @@ def _told(state: ProjectState) -> str:
 
 def _stands(orders: Orders) -> tuple[str | None, str | None, bool]:
     return orders.live, orders.shadow, orders.family is None
-
-
-def _counted(report: Report, new: Counter[str], state: ProjectState) -> Report:
-    """The report, with the calls that were counted since the last one."""
-    live = state.serving
-    if live is None:
-        return report
-    decided = sum(n for reason, n in new.items() if reason in _DECIDED)
-    strange = sum(n for reason, n in new.items() if reason in _STRANGE)
-    return replace(
-        report,
-        decided=report.decided | {live.version: (decided, new[Reason.NOVEL])},
-        trusted={live.version: decided},
-        known=decided,
-        strange=strange,
-        model=new[Reason.MODEL],
-    )
-
-
-def _joined(report: Report, found: Found) -> Report:
-    """One report of two."""
-    other = found.report
-    decided = dict(report.decided)
-    for version, (calls, novel) in other.decided.items():
-        before = decided.get(version, (0, 0))
-        decided[version] = before[0] + calls, before[1] + novel
-    teachers = dict(report.teachers)
-    for name, answers in other.teachers.items():
-        teachers[name] = teachers.get(name, 0) + answers
-    return Report(
-        decided,
-        report.prompts + other.prompts,
-        report.strangers + other.strangers,
-        teachers=teachers,
-        unseen=(report.unseen + other.unseen)[-_AT_ONCE:],
-    )

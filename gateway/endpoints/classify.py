@@ -43,7 +43,7 @@ class Classify(Endpoint):
         self.count(project, decision.lane, decision.reason or "")
         exchange.headers = tracer_headers(project, decision, call_id)
         self.explain(exchange, decision, serving)
-        rate = self.audit_rate(project)
+        rate = self.services.watch.intakes[project].audit_rate()
         request = self._question(project, text, body.get("messages")) if decision.label is None or rate else None
         if request is not None and decision.label is not None:
             asked = Asked(text, Surface.CHAT, request.model, Shape(request, project), request.raw)

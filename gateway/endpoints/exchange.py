@@ -136,14 +136,6 @@ class Endpoint(ABC):
             told = explanation(decision, serving, control.agreement)
             exchange.headers = [*exchange.headers, (b"x-tracer-explain", told)]
 
-    def audit_rate(self, project: str) -> float:
-        """The share of a project's handled calls that is audited now; 0 where the budget is used up."""
-        rate = self.services.watch.paces[project].rate
-        if not rate:
-            return 0.0
-        budget = self.services.auditor.budgets.get(project)
-        return rate if budget is not None and budget.left else 0.0
-
     def draw(self, exchange: Exchange, project: str, decision: Decision, asked: Asked, rate: float) -> None:
         """Have the teacher asked about a handled call as well, where the draw falls so.
 

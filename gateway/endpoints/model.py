@@ -199,10 +199,10 @@ class ModelEndpoint(Relaying):
     def _answered(self, exchange: Exchange, call: LocalCall, decision: Decision, reply: Answer) -> Whole:
         """The answer of a handled call."""
         self._tell(exchange, call, decision)
-        watch, policy = self.services.watch, call.serving.policy
+        intake, policy = self.services.watch.intakes[call.found.project], call.serving.policy
         if call.serving.family is None and policy is not None:
-            watch.trust(call.found.project, policy.version, call.shape.prompt(self._model_of(call)))
-        rate = self.audit_rate(call.found.project)
+            intake.trust(policy.version, call.shape.prompt(self._model_of(call)))
+        rate = intake.audit_rate()
         if rate:
             asked = Asked(call.found.text or "", self.surface, self._model_of(call), call.shape, call.raw)
             self.draw(exchange, call.found.project, decision, asked, rate)
