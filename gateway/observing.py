@@ -12,8 +12,9 @@ from hashlib import blake2b
 from gateway.audit import Audit, Result
 from gateway.draw import Draw, Seen
 from gateway.metrics import Metrics
+from gateway.orders import Orders
 from gateway.reading import Teacher
-from gateway.registry import Orders, Registry
+from gateway.registry import Registry
 from policies.evidence import Report
 from policies.policy import Policy
 from policies.prompts import Prompt

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gateway.memory import give_back
 from gateway.metrics import Metrics
+from gateway.orders import Orders
 from gateway.settings import Settings
 from policies.artifact import MANIFEST
 from policies.errors import ArtifactError, PolicyChanged, PolicyMissing
@@ -43,31 +44,6 @@ _REASONS = {
     State.RETIRED: Reason.DEMOTED,
     State.LIVE: Reason.STATE,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """What the store says of a project: which version answers, held to which agreement (None: its target).
-
-    `withheld` labels are not answered. `family` are the prompts that the live policy is certified for, None while they
-    are taken on trust. `shadow` is the version that decides beside the teacher, `kept` one that a rollback would want.
-    `told` says, for people, why nothing answers.
-    """
-
-    state: State
-    paused: bool = False
-    live: str | None = None
-    agreement: float | None = None
-    withheld: frozenset[str] = frozenset()
-    family: Family | None = None
-    shadow: str | None = None
-    kept: str | None = None
-    told: str = ""
-
-    @property
-    def versions(self) -> set[str]:
-        """The versions to have loaded."""
-        return {version for version in (self.live, self.shadow, self.kept) if version is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,17 +20,16 @@ from gateway.draw import Draw
 from gateway.intake import Intake
 from gateway.metrics import Metrics
 from gateway.observing import Observed, Observer
-from gateway.registry import Orders, Registry
-from gateway.settings import ProjectSettings, Settings
+from gateway.orders import Orders, audit_rules_of, offer_of, orders_of, rules_of
+from gateway.registry import Registry
+from gateway.settings import Settings
 from policies import lifecycle
 from policies.artifact import touch_version
 from policies.audit_rate import settle
 from policies.errors import ArtifactError, StoreError
-from policies.lifecycle import Offer
 from policies.policy import Policy
 from policies.projects import read, summary
 from policies.record import Earlier, Record
-from policies.rules import AuditRules, Rules
 from policies.states import ProjectState
 from policies.types import Comparison, Move
 from policies.verdicts import take
@@ -57,8 +56,8 @@ class Watch:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
-        self._rules = {name: _rules(settings, name) for name in settings.projects}
-        self._audits = {name: _audit_rules(project) for name, project in settings.projects.items()}
+        self._rules = {name: rules_of(settings, name) for name in settings.projects}
+        self._audits = {name: audit_rules_of(project) for name, project in settings.projects.items()}
         self._observed: deque[Observed] = deque()
         self._offers: deque[tuple[str, Policy]] = deque()
         self._states: dict[str, ProjectState] = {}
@@ -168,7 +167,7 @@ class Watch:
         """Tell the store what the folders serve, and what the settings say."""
         while self._offers:
             project, policy = self._offers[0]
-            made = _offer(policy)
+            made = offer_of(policy)
 
             def move(state: ProjectState) -> list[Move]:
                 return lifecycle.offer(state, made, time.time())  # noqa: B023 - called at once
@@ -240,7 +239,7 @@ class Watch:
         """A project stands so now: have the registry obey."""
         state = read(document)
         before = self._registry.orders(project)
-        orders = _orders(state, before)
+        orders = orders_of(state, before)
         self._states[project], self._revisions[project] = state, revision
         self.intakes[project].rate = 0.0 if state.paused else state.rate
         self._metrics.projects.set(project, summary(project, state))
@@ -297,72 +296,6 @@ def _release(waiting: Sequence[asyncio.Future[None]]) -> None:
     for caught_up in waiting:
         if not caught_up.done():
             caught_up.set_result(None)
-
-
-def _rules(settings: Settings, name: str) -> Rules:
-    project = settings.projects[name]
-    proof = project.proof
-    return Rules(
-        promotion=project.promotion,
-        delta=proof.promotion_risk,
-        alpha=proof.demotion_risk,
-        run_length=proof.false_alarm_audits,
-        builds=proof.system_fingerprint,
-        watched=settings.upstream_of(name) is not None,
-    )
-
-
-def _audit_rules(project: ProjectSettings) -> AuditRules:
-    audit = project.audit
-    return AuditRules(
-        audit.rate, audit.first_rate, audit.first_hours, audit.most_rate, audit.daily_calls, audit.daily_usd
-    )
-
-
-def _offer(policy: Policy) -> Offer:
-    manifest = policy.manifest
-    certificate = manifest.certificate
-    budget = manifest.settings.get("guard_budget")
-    return Offer(
-        policy.version,
-        policy.certified,
-        certificate.target,
-        certificate.confidence,
-        policy.rungs if policy.certified else (),
-        manifest.n_labels,
-        budget if isinstance(budget, float) else 0.01,
-        certificate.reason,
-    )
-
-
-def _orders(state: ProjectState, before: Orders | None) -> Orders:
-    live, shadow = state.serving, state.shadow
-    family = None
-    if live is not None and not live.openness and len(live.family):
-        family = live.family
-        if before is not None and before.family is not None and before.family.to_json() == family.to_json():
-            family = before.family  # which remembers what it has been asked
-    return Orders(
-        state.state,
-        state.paused,
-        state.live,
-        None if live is None else live.agreement,
-        frozenset() if live is None else frozenset(live.withheld),
-        family,
-        None if shadow is None else shadow.version,
-        next((version for version in reversed(state.past) if version != state.live), None),
-        _told(state),
-    )
-
-
-def _told(state: ProjectState) -> str:
-    """Why nothing answers, for people; "" where something does, or nothing ever did."""
-    if state.live is not None:
-        return ""
-    if state.shadow is not None:
-        return f"{state.shadow.version} is in shadow and answers nothing yet: {state.shadow.cause}"
-    stopped = [policy for policy in state.policies.values() if policy.state is state.state]
-    return f"{stopped[-1].version} is {state.state}: {stopped[-1].cause}" if stopped else ""
 
 
 def _stands(orders: Orders) -> tuple[str | None, str | None, bool]:
