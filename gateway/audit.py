@@ -25,9 +25,9 @@ class Audit:
     """A handled call that the draw has chosen. `id` is that of `Draw.id`.
 
     `label` is what the policy `version` answered; `body` and `query` are the client's own, `headers` of it those that
-    say who asks (`headers.account_only`). `model` is the teacher's name at `upstream`. `probability` is that of this
-    call to be compared, and `base` the least one of all calls that the statement is about at that moment. `made_at` is
-    of the monotonic clock, `ts` seconds since the epoch.
+    say who asks (`headers.account_only`). `model` is the teacher's name at `upstream`. `probability` is that of
+    this call to be compared, and `base` the least one of all calls that the statement is about at that moment. The
+    policy was measured under `stretch` then. `made_at` is of the monotonic clock, `ts` seconds since the epoch.
     """
 
     id: str
@@ -45,6 +45,7 @@ class Audit:
     fingerprint: str
     made_at: float
     ts: float
+    stretch: int = 0
     query: bytes = b""
 
 

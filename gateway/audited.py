@@ -36,6 +36,8 @@ class AuditAnswers:
                 reason=None,
                 guess=audit.label,
                 ts=audit.ts,
+                live=audit.version,
+                rate=audit.probability,
                 audit=audit,
             )
         )

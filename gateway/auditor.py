@@ -18,6 +18,7 @@ from gateway.audit import Answered, Audit, OnAnswer, Result
 from gateway.budget import Budget, Price
 from gateway.draw import Seen
 from gateway.encoding import JSON
+from gateway.epochs import Epochs
 from gateway.errors import AnswerableError, UpstreamBroken, UpstreamTimeout
 from gateway.limits import Places
 from gateway.metrics import Metrics
@@ -78,6 +79,7 @@ class Auditor:
         places: Places,
         metrics: Metrics,
         on_answer: OnAnswer,
+        epochs: Mapping[str, Epochs],
     ) -> None:
         self._settings = {name: p.audit for name, p in settings.projects.items() if p.audit.rate > 0}
         self._prices = {name: Price(a.price_input or 0.0, a.price_output or 0.0) for name, a in self._settings.items()}
@@ -87,6 +89,7 @@ class Auditor:
         self._places = places
         self._metrics = metrics
         self._on_answer = on_answer
+        self._epochs = epochs
         self._seen = Seen(_SEEN)
         self._pending = self._bytes = 0
         self._changed = asyncio.Event()
@@ -104,9 +107,11 @@ class Auditor:
         line, settings = self._lines.get(audit.upstream), self._settings.get(audit.project)
         if settings is None or not self._seen.add(audit.id):
             return
+        self._epochs[audit.project].drew(audit.ts)
         full = self._pending >= _MOST_WAITING or self._bytes + len(audit.body) > _MOST_BYTES
         if line is None or full or self._stopped or not self.budgets[audit.project].reserve():
             self._metrics.audits.labels(audit.project, Result.DROPPED).inc()
+            self._epochs[audit.project].lost(audit.ts)
             return
         self._pending += 1
         self._bytes += len(audit.body)
@@ -256,7 +261,10 @@ class Auditor:
         else:
             budget.spend(end.usd)
             self._metrics.audit_usd.labels(audit.project).inc(end.usd)
-        if end.result is not None:
+        if end.result is None:
+            self._epochs[audit.project].answered(audit.ts)
+        else:
+            self._epochs[audit.project].lost(audit.ts)
             self._metrics.audits.labels(audit.project, end.result).inc()
 
 

@@ -51,7 +51,8 @@ def learn(services: Services, call: Forwarded, outcome: Outcome, fits: Fits = an
         if answer is not None and call.found.text is not None and not outcome.fallback and call.shape.chosen_freely:
             services.traces.record(_trace(call, call.found.text, answer))
             if services.watch.compares(call.found.project):
-                services.watch.saw(_observed(call, call.found.text, answer, teacher, fits))
+                rate = services.watch.intakes[call.found.project].rate
+                services.watch.saw(_observed(call, call.found.text, answer, teacher, fits, rate))
     except Exception as error:  # noqa: BLE001 - the border of an endpoint whose client is already served
         services.metrics.internal_errors.labels("trace").inc()
         logger.error("reading an answer failed (%s); the call is no trace", type(error).__name__)
@@ -59,7 +60,7 @@ def learn(services: Services, call: Forwarded, outcome: Outcome, fits: Fits = an
     return answer
 
 
-def _observed(call: Forwarded, text: str, answer: Answer, teacher: Teacher, fits: Fits) -> Observed:
+def _observed(call: Forwarded, text: str, answer: Answer, teacher: Teacher, fits: Fits, rate: float) -> Observed:
     return Observed(
         project=call.found.project,
         text=text,
@@ -71,6 +72,8 @@ def _observed(call: Forwarded, text: str, answer: Answer, teacher: Teacher, fits
         reason=call.decision.reason,
         guess=call.decision.guess,
         ts=time.time(),
+        live=call.decision.policy_version,
+        rate=rate,
     )
 
 

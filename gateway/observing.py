@@ -5,12 +5,12 @@ would: it was frozen before the answer came, so it does not matter that it decid
 """
 
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from gateway.audit import Audit, Result
-from gateway.draw import Draw, Seen
+from gateway.draw import Draw, Seen, share
 from gateway.metrics import Metrics
 from gateway.orders import Orders
 from gateway.reading import Teacher
@@ -43,12 +43,13 @@ class Observed:
     `answer` is None where it said nothing that could be read. `asked` is the model that was asked for. `fits`: whether
     a policy's answer would have been what the call asks for. `reason` is why the call was deferred, `guess` what the
     surrogate would have said, if asked.
-    `audit` is the audit that the answer is to; None for a forwarded call. `ts` is seconds since the epoch.
+    `audit` is the audit that the answer is to; None for a forwarded call. `live` answered the project's calls then, and
+    `rate` of those were audited. `ts` is seconds since the epoch.
     """
 
     project: str
     text: str
-    answer: Answer | None
+    answer: Answer
     teacher: Teacher
     prompt: Prompt | None
     asked: str
@@ -56,14 +57,18 @@ class Observed:
     reason: Reason | None
     guess: str | None
     ts: float
+    live: str | None = None
+    rate: float = 0.0
     audit: Audit | None = None
 
 
 @dataclass(slots=True)
 class Found:
-    """What observed calls of one project come to."""
+    """What observed calls of a project come to."""
 
     comparisons: list[Comparison] = field(default_factory=list)
+    held: list[Comparison] = field(default_factory=list)
+    """Those that count only with the audits of their time (`gateway.epochs`)."""
     report: Report = field(default_factory=Report)
 
 
@@ -80,63 +85,64 @@ class Observer:
         """Report prompts anew: where a policy stands has changed."""
         self._reported = Seen(_REPORTED)
 
-    def read(self, project: str, observed: Iterable[Observed], rate: float) -> Found:
-        """What calls of one project say, where `rate` of the handled ones are audited."""
-        found = Found()
-        orders = self._registry.orders(project)
-        for call in observed:
-            try:
-                if orders is not None:
-                    self._read(call, orders, rate, found)
-            except Exception as error:  # noqa: BLE001 - the border of a background task: one call's fault is not the others'
-                self._metrics.internal_errors.labels("watch").inc()
-                logger.error("comparing a call failed (%s); it is no evidence", type(error).__name__)
+    def read(self, call: Observed) -> Found:
+        """What one call says."""
+        found, orders = Found(), self._registry.orders(call.project)
+        try:
+            if orders is not None:
+                self._read(call, orders, found)
+        except Exception as error:  # noqa: BLE001 - the border of a background task: one call's fault is not the others'
+            self._metrics.internal_errors.labels("watch").inc()
+            logger.error("comparing a call failed (%s); it is no evidence", type(error).__name__)
         return found
 
-    def _read(self, call: Observed, orders: Orders, rate: float, found: Found) -> None:
+    def _read(self, call: Observed, orders: Orders, found: Found) -> None:
         if call.teacher.model:
             name = call.asked, call.teacher.model, call.teacher.build
             found.report.teachers[name] = found.report.teachers.get(name, 0) + 1
-        if call.answer is None:
-            return
         live = self._registry.policy(call.project, orders.live)
         shadow = self._registry.policy(call.project, orders.shadow)
         if shadow is not None:
-            self._beside(call, shadow, orders, rate, found)
+            self._beside(call, shadow, found)
         if live is not None:
-            self._of_live(call, live, orders, rate, found)
+            self._of_live(call, live, orders, found)
 
-    def _beside(self, call: Observed, policy: Policy, orders: Orders, rate: float, found: Found) -> None:
+    def _beside(self, call: Observed, policy: Policy, found: Found) -> None:
         """What the policy in shadow would have done."""
-        if call.reason in _UNASKED or call.answer is None:
+        if call.reason in _UNASKED:
             return
-        # In a pause every call goes to the teacher, whatever the live policy would have done.
-        base = 1.0 if orders.live is None or call.reason is Reason.PAUSED else rate
-        if not base:
-            return  # forwarded calls alone are those that another policy found hard
+        alone = call.live is None
+        if not alone and not self._drawn(call):
+            return
         self._prompt(call, policy.version, found.report.prompts)
         local = policy.decide(call.text)
         if policy.label_of(call.answer) is None and call.answer.kind is not AnswerKind.OTHER:
             found.report.unseen.append((policy.version, call.answer.text[:200], _hashed(call.text), local.guess))
-        if orders.live is None:
+        if alone:
             calls, novel = found.report.decided.get(policy.version, (0, 0))
             found.report.decided[policy.version] = calls + 1, novel + (local.reason is Reason.NOVEL)
-        told, label = "", None
-        for rung in policy.rungs:
-            if told == "-":
-                break  # what is not answered at the target is not answered where more is asked for
-            if told:
-                local = policy.decide(call.text, rung)
-            answers = local.label is not None and call.fits(policy, policy.answers[local.label])
-            told += ("1" if policy.label_of(call.answer) == local.label else "0") if answers else "-"
-            label = label or (local.label if answers else None)
+        label, told = self._rungs(call, policy, policy.rungs)
         if label is not None:
-            found.comparisons.append(self._comparison(call, policy, "shadow", label, min(base, _p(call)), told))
+            into = found.comparisons if alone else found.held
+            into.append(self._comparison(call, policy, "shadow", label, 1.0 if alone else call.rate, told))
 
-    def _of_live(self, call: Observed, policy: Policy, orders: Orders, rate: float, found: Found) -> None:
+    def _drawn(self, call: Observed) -> bool:
+        """Whether the call is in the sample of all calls that audits are taken from, handled or not."""
+        return call.audit is not None or share(self._id(call)) < call.rate
+
+    def _rungs(self, call: Observed, policy: Policy, rungs: Sequence[float]) -> tuple[str | None, str]:
+        """What the policy would answer at the loosest of `rungs`, and for each whether that is right (1, 0 or -)."""
+        told, first = "", None
+        for rung in rungs:
+            label = self._would(call, policy, rung)
+            if label is None and not told:
+                return None, ""  # what is not answered at the target is not answered where more is asked for
+            told += "-" if label is None else "1" if policy.label_of(call.answer) == label else "0"
+            first = first or label
+        return first, told
+
+    def _of_live(self, call: Observed, policy: Policy, orders: Orders, found: Found) -> None:
         """What the live policy answered, or would have but for what kept it from it."""
-        if call.answer is None:
-            return
         audit = call.audit
         teacher = policy.label_of(call.answer)
         if teacher is None and call.answer.kind is not AnswerKind.OTHER and call.reason not in _UNASKED:
@@ -144,13 +150,22 @@ class Observer:
             found.report.unseen.append((policy.version, call.answer.text[:200], _hashed(call.text), guess))
         if audit is not None:
             if audit.version == policy.version:
-                comparison = self._comparison(call, policy, "audit", audit.label, audit.base)
-                result = Result.DISAGREED if comparison.wrong else Result.AGREED
-                self._metrics.audits.labels(call.project, result).inc()
-                found.comparisons.append(comparison)
-            return
-        if orders.family is None:
-            self._prompt(call, policy.version, found.report.prompts)
+                self._audited(call, policy, audit, found)
+        elif call.live == policy.version:
+            if orders.trusting:
+                self._prompt(call, policy.version, found.report.prompts)
+            self._put_off(call, policy, orders, found)
+        if call.live == policy.version and orders.agreement is not None:
+            self._looser(call, policy, orders.agreement, found)
+
+    def _audited(self, call: Observed, policy: Policy, audit: Audit, found: Found) -> None:
+        made = self._comparison(call, policy, "audit", audit.label, audit.probability, str(audit.stretch))
+        result = Result.DISAGREED if made.wrong else Result.AGREED
+        self._metrics.audits.labels(call.project, result).inc()
+        found.comparisons.append(replace(made, base=audit.base))
+
+    def _put_off(self, call: Observed, policy: Policy, orders: Orders, found: Found) -> None:
+        """A call that was forwarded for a label that is withheld, or a prompt that is not known."""
         if call.reason is Reason.LABEL and call.guess is not None:
             found.comparisons.append(self._comparison(call, policy, "shadow", call.guess, 1.0, "label"))
         elif call.reason in _STRANGE:
@@ -158,18 +173,14 @@ class Observer:
             label = self._would(call, policy, orders.agreement)
             if label is not None:
                 found.comparisons.append(self._comparison(call, policy, "shadow", label, 1.0, "prompt"))
-        elif call.reason is Reason.UNCERTAIN and orders.agreement is not None and rate:
-            self._looser(call, policy, orders.agreement, rate, found)
 
-    def _looser(self, call: Observed, policy: Policy, agreement: float, rate: float, found: Found) -> None:
+    def _looser(self, call: Observed, policy: Policy, agreement: float, found: Found) -> None:
         """What the live policy would have answered, were it held to less."""
-        told, first = "", None
-        for rung in policy.rungs[: policy.rungs.index(agreement)]:
-            label = self._would(call, policy, rung)
-            told += "-" if label is None else "1" if policy.label_of(call.answer) == label else "0"  # type: ignore[arg-type]
-            first = first or label
-        if first is not None:
-            found.comparisons.append(self._comparison(call, policy, "shadow", first, rate, told))
+        asked = call.audit is not None or call.reason is Reason.UNCERTAIN
+        if asked and self._drawn(call):
+            label, told = self._rungs(call, policy, policy.rungs[: policy.rungs.index(agreement)])
+            if label is not None:
+                found.held.append(self._comparison(call, policy, "shadow", label, call.rate, told))
 
     def _would(self, call: Observed, policy: Policy, agreement: float | None) -> str | None:
         local = policy.decide(call.text, agreement)
@@ -186,13 +197,12 @@ class Observer:
             into.append((version, prompt))
 
     def _comparison(
-        self, call: Observed, policy: Policy, kind: str, label: str, base: float, detail: str = ""
+        self, call: Observed, policy: Policy, kind: str, label: str, probability: float, detail: str = ""
     ) -> Comparison:
-        audit = call.audit
-        fingerprint = audit.fingerprint if audit else "" if call.prompt is None else call.prompt.fingerprint
-        teacher = None if call.answer is None else policy.label_of(call.answer)
+        """`probability` is that with which any call of this kind is compared."""
+        teacher = policy.label_of(call.answer)
         return Comparison(
-            id=self._draw.id(call.project, fingerprint, call.text, call.ts) if audit is None else audit.id,
+            id=self._id(call),
             project=call.project,
             version=policy.version,
             kind=kind,
@@ -200,16 +210,18 @@ class Observer:
             label=label,
             teacher=teacher,
             wrong=teacher != label,
-            probability=_p(call),
-            base=base,
-            prompt=fingerprint,
+            probability=probability,
+            base=probability,
+            prompt=_fingerprint(call),
             detail=detail,
         )
 
+    def _id(self, call: Observed) -> str:
+        return call.audit.id if call.audit else self._draw.id(call.project, _fingerprint(call), call.text, call.ts)
 
-def _p(call: Observed) -> float:
-    """The probability with which the call was to be compared."""
-    return 1.0 if call.audit is None else call.audit.probability
+
+def _fingerprint(call: Observed) -> str:
+    return call.audit.fingerprint if call.audit else "" if call.prompt is None else call.prompt.fingerprint
 
 
 def _hashed(text: str) -> str:

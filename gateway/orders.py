@@ -14,9 +14,10 @@ from policies.states import ProjectState, State
 class Orders:
     """What the store says of a project: which version answers, held to which agreement (None: its target).
 
-    `withheld` labels are not answered. `family` are the prompts that the live policy is certified for, None while they
-    are taken on trust. `shadow` is the version that decides beside the teacher, `kept` one that a rollback would want.
-    `told` says, for people, why nothing answers.
+    `withheld` labels are not answered. `family` are the prompts that the live policy is certified for, None where
+    nobody watches it, or while they are taken on trust (`trusting`). `stretch` counts what it has been measured under.
+    `shadow` is the version that decides beside the teacher, `kept` one that a rollback would want. `told` says, for
+    people, why nothing answers.
     """
 
     state: State
@@ -25,6 +26,8 @@ class Orders:
     agreement: float | None = None
     withheld: frozenset[str] = frozenset()
     family: Family | None = None
+    trusting: bool = False
+    stretch: int = 0
     shadow: str | None = None
     kept: str | None = None
     told: str = ""
@@ -38,7 +41,8 @@ class Orders:
 def orders_of(state: ProjectState, before: Orders | None) -> Orders:
     live, shadow = state.serving, state.shadow
     family = None
-    if live is not None and not live.openness and len(live.family):
+    trusting = live is not None and state.rules.watched and live.openness > 0
+    if live is not None and state.rules.watched and not trusting:
         family = live.family
         if before is not None and before.family is not None and before.family.to_json() == family.to_json():
             family = before.family  # which remembers what it has been asked
@@ -49,6 +53,8 @@ def orders_of(state: ProjectState, before: Orders | None) -> Orders:
         None if live is None else live.agreement,
         frozenset() if live is None else frozenset(live.withheld),
         family,
+        trusting,
+        0 if live is None else live.stretch,
         None if shadow is None else shadow.version,
         next((version for version in reversed(state.past) if version != state.live), None),
         _told(state),

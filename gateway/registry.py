@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Serving:
 
     Where `policy` is None, `reason` says why every call is deferred. `decided` is what the policy has said of short
     texts: it says the same of them every time, and customers say the same things (see `Decider.decide_quickly`).
-    `agreement`, `withheld`, `family` and `shadow` are as in `Orders`.
+    `agreement`, `withheld`, `family`, `trusting`, `stretch` and `shadow` are as in `Orders`.
     """
 
     policy: Policy | None
@@ -61,6 +61,8 @@ class Serving:
     agreement: float | None = None
     withheld: frozenset[str] = frozenset()
     family: Family | None = field(default=None, compare=False)
+    trusting: bool = False
+    stretch: int = 0
     shadow: str | None = None
     decided: Decided = field(default_factory=dict, compare=False, repr=False)
 
@@ -149,10 +151,10 @@ class Registry:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
 
-    def load(self, project: str, orders: Orders) -> dict[str, Policy | str]:
-        """The versions that `orders` name, those that are loaded already as they are. Blocks; changes nothing."""
+    def load(self, project: str, versions: Iterable[str]) -> dict[str, Policy | str]:
+        """These versions, those that are loaded already as they are. Blocks; changes nothing."""
         known, found = self._loaded[project], dict[str, Policy | str]()
-        for version in orders.versions:
+        for version in versions:
             before = known.get(version)
             found[version] = before if isinstance(before, Policy) else _load_version(self._paths[project], version)
         return found
@@ -221,7 +223,8 @@ class Registry:
             reason = Reason.PAUSED if orders.paused else _REASONS[orders.state]
             return Serving(None, reason, orders.told, shadow=orders.shadow)
         if orders.live is None:
-            return offered
+            # A certified one is new to the store, which has not said a word of it yet.
+            return Serving(None, Reason.STATE) if offered.policy.certified else offered
         found = self._loaded[project].get(orders.live, f"the live policy {orders.live} is not loaded")
         if isinstance(found, str):
             return Serving(None, Reason.DAMAGED, found)
@@ -230,6 +233,8 @@ class Registry:
             agreement=orders.agreement,
             withheld=orders.withheld,
             family=orders.family,
+            trusting=orders.trusting,
+            stretch=orders.stretch,
             shadow=orders.shadow,
         )
 

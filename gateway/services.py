@@ -10,7 +10,9 @@ from gateway.attempts import Fallback, Guarded, Route
 from gateway.audited import AuditAnswers
 from gateway.auditor import Auditor
 from gateway.decide import Decider
+from gateway.epochs import Epochs
 from gateway.errors import NoUpstream
+from gateway.intake import Intake
 from gateway.large import LargeBodies
 from gateway.limits import Places
 from gateway.metrics import Metrics
@@ -63,9 +65,11 @@ def build_services(settings: Settings, environ: Mapping[str, str], folder: Metri
     registry, places = Registry(settings, metrics), Places(settings.server, metrics)
     upstreams = _routes(settings, environ, metrics)
     traces = TraceLog(store.url, store.spool, store.queue_size, metrics)
+    epochs = {name: Epochs() for name in settings.projects}
     answers = AuditAnswers(traces, upstreams)
-    auditor = Auditor(settings, upstreams, places, metrics, answers.take)
-    watch = Watch(settings, registry, metrics, auditor.budgets)
+    auditor = Auditor(settings, upstreams, places, metrics, answers.take, epochs)
+    intakes = {name: Intake(auditor.budgets.get(name), epochs[name]) for name in settings.projects}
+    watch = Watch(settings, registry, metrics, intakes)
     answers.saw = watch.saw
     return Services(
         settings,

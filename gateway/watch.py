@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gateway.budget import Budget
 from gateway.draw import Draw
 from gateway.intake import Intake
 from gateway.metrics import Metrics
@@ -26,7 +25,7 @@ from gateway.settings import Settings
 from policies import lifecycle
 from policies.artifact import touch_version
 from policies.audit_rate import settle
-from policies.errors import ArtifactError, StoreError
+from policies.errors import ArtifactError, DocumentDamaged, StoreError
 from policies.policy import Policy
 from policies.projects import read, summary
 from policies.record import Earlier, Record
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.25
 _LONGEST_WAIT = 5.0
 _MOST_OBSERVED = 10_000
-_AT_ONCE = 500
+_READ_SECONDS = 0.05
 _KEPT_COMPARISONS, _LOOK_SECONDS = 50_000, 600.0
 _FIRST_SECONDS = 10.0  # the start waits so long for the store's first word
 
@@ -47,11 +46,11 @@ _FIRST_SECONDS = 10.0  # the start waits so long for the store's first word
 class Watch:
     """Follows the store at `settings.store.url` from `start` to `stop`.
 
-    `budgets` are the auditor's, by project. `intakes` has what was seen of each project, until it is handed in.
+    `intakes` has what was seen of each project, until it is handed in.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics, budgets: Mapping[str, Budget]) -> None:
-        self.intakes = {name: Intake(budgets.get(name)) for name in settings.projects}
+    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics, intakes: Mapping[str, Intake]) -> None:
+        self.intakes = intakes
         self.draw: Draw | None = None
         self._settings = settings
         self._registry = registry
@@ -59,7 +58,9 @@ class Watch:
         self._rules = {name: rules_of(settings, name) for name in settings.projects}
         self._audits = {name: audit_rules_of(project) for name, project in settings.projects.items()}
         self._observed: deque[Observed] = deque()
-        self._offers: deque[tuple[str, Policy]] = deque()
+        self._offers: dict[str, Policy] = {}
+        self._told: set[str] = set()  # projects of which the store has the settings
+        self._broken: dict[str, float] = {}  # until when a project is left alone
         self._states: dict[str, ProjectState] = {}
         self._revisions: dict[str, int] = {}
         self._record: Record | None = None
@@ -117,7 +118,7 @@ class Watch:
         return orders is not None and (orders.live is not None or orders.shadow is not None)
 
     def _offer(self, project: str, policy: Policy) -> None:
-        self._offers.append((project, policy))
+        self._offers[project] = policy
         self._wake.set()
 
     def _run(self) -> None:
@@ -135,10 +136,12 @@ class Watch:
     def _turn(self, *, last: bool = False) -> None:
         try:
             record = self._opened()
-            self._register(record)
-            self._hand_in(record, last=last)
+            # What a person has said comes first: nothing that takes long stands before it.
+            revisions = record.revisions()
+            self._read_observed(last=last)
+            for project in self._settings.projects:
+                self._turn_of(record, project, revisions.get(project), last=last)
             if not last:
-                self._follow(record)
                 self._look_after(record)
         except StoreError as error:
             if not self._away:
@@ -156,6 +159,32 @@ class Watch:
             self._metrics.store_up.set(1)
         self._first.set()
 
+    def _turn_of(self, record: Record, project: str, revision: int | None, *, last: bool) -> None:
+        """One project's turn. What is wrong with its document, or its evidence, is no other project's business."""
+        if time.monotonic() < self._broken.get(project, 0.0):
+            return
+        try:
+            if revision is not None and revision != self._revisions.get(project):
+                found = record.document(project)
+                if found is not None:
+                    self._know(project, *found)
+            self._register(record, project)
+            if self.intakes[project].is_due(last=last):
+                self._report(record, project, last=last)
+        except DocumentDamaged as error:
+            self._break(project, error)
+        except StoreError:
+            raise
+        except Exception as error:  # the border of a background task
+            logger.exception("what was seen of project %s could not be counted, and is dropped", project)
+            self.intakes[project].drop()
+            self._break(project, error)
+
+    def _break(self, project: str, error: Exception) -> None:
+        logger.error("project %s stays as it is: %s", project, error)
+        self._metrics.internal_errors.labels("watch").inc()
+        self._broken[project] = time.monotonic() + _LONGEST_WAIT
+
     def _opened(self) -> Record:
         if self._record is None:
             self._record = Record.open(self._settings.store.url)
@@ -163,31 +192,25 @@ class Watch:
             self._observer = Observer(self._registry, self._metrics, self.draw)
         return self._record
 
-    def _register(self, record: Record) -> None:
-        """Tell the store what the folders serve, and what the settings say."""
-        while self._offers:
-            project, policy = self._offers[0]
+    def _register(self, record: Record, project: str) -> None:
+        """Tell the store what the folder serves, and what the settings say."""
+        policy = self._offers.get(project)
+        if policy is not None:
             made = offer_of(policy)
+            self._change(record, project, lambda state: lifecycle.offer(state, made, time.time()))
+            if self._offers.get(project) is policy:
+                del self._offers[project]
+        elif project not in self._told:
+            self._change(record, project, lambda _: [])
 
-            def move(state: ProjectState) -> list[Move]:
-                return lifecycle.offer(state, made, time.time())  # noqa: B023 - called at once
-
-            self._change(record, project, [], move)
-            self._offers.popleft()
-        for project in self._settings.projects.keys() - self._states.keys():
-            self._change(record, project, [], lambda _: [])
-
-    def _hand_in(self, record: Record, *, last: bool) -> None:
-        """What has been seen since, one transaction a project."""
-        waiting: dict[str, list[Observed]] = {}
-        for _ in range(len(self._observed) if last else min(len(self._observed), _AT_ONCE)):
+    def _read_observed(self, *, last: bool) -> None:
+        """What the teacher has answered, for some milliseconds at a time."""
+        if self._observer is None:
+            return
+        until = time.monotonic() + _READ_SECONDS
+        while self._observed and (last or time.monotonic() < until):
             observed = self._observed.popleft()
-            waiting.setdefault(observed.project, []).append(observed)
-        for project, intake in self.intakes.items():
-            if project in waiting and self._observer is not None:
-                intake.add(self._observer.read(project, waiting[project], intake.audit_rate()))
-            if project in self._states and intake.is_due(last=last):
-                self._report(record, project, last=last)
+            self.intakes[observed.project].add(self._observer.read(observed))
         if self._observed:
             self._wake.set()
 
@@ -212,28 +235,15 @@ class Watch:
         intake.handed_in(handed, granted)
         self._know(project, revision, document)
 
-    def _follow(self, record: Record) -> None:
-        revisions = record.revisions()
-        for project in self._settings.projects:
-            if project in revisions and revisions[project] != self._revisions.get(project):
-                found = record.document(project)
-                if found is not None:
-                    self._know(project, *found)
-
-    def _change(
-        self,
-        record: Record,
-        project: str,
-        comparisons: Sequence[Comparison],
-        move: Callable[[ProjectState], list[Move]],
-    ) -> None:
+    def _change(self, record: Record, project: str, move: Callable[[ProjectState], list[Move]]) -> None:
         def step(document: dict[str, Any], *_: object) -> tuple[dict[str, Any], Sequence[Move]]:
             state = read(document)
             state.rules, state.audits = self._rules[project], self._audits[project]
             moves = move(state)
             return state.to_json(), [replace(made, project=project) for made in moves]
 
-        self._know(project, *record.change(project, comparisons, step))
+        self._know(project, *record.change(project, [], step))
+        self._told.add(project)
 
     def _know(self, project: str, revision: int, document: dict[str, Any]) -> None:
         """A project stands so now: have the registry obey."""
@@ -247,7 +257,13 @@ class Watch:
             return
         if self._observer is not None and (before is None or _stands(before) != _stands(orders)):
             self._observer.forget()
-        loaded = self._registry.load(project, orders)
+        # What is to be answered first: what is only to be kept, or compared, may take long to load, or fail.
+        first = [orders.live] if orders.live is not None else []
+        self._obey(project, orders, self._registry.load(project, first))
+        if orders.versions - set(first):
+            self._obey(project, orders, self._registry.load(project, orders.versions))
+
+    def _obey(self, project: str, orders: Orders, loaded: dict[str, Policy | str]) -> None:
         obeyed = threading.Event()
 
         def obey() -> None:
@@ -289,7 +305,7 @@ class Watch:
                     return []
                 return [lifecycle.go_to_shadow(state, live, "encoder", lifecycle.GATEWAY, time.time(), {"is": changed})]
 
-            self._change(record, project, [], move)
+            self._change(record, project, move)
 
 
 def _release(waiting: Sequence[asyncio.Future[None]]) -> None:

@@ -11,6 +11,7 @@ PolicyError
 ├── LifecycleError         a policy cannot be moved so
 │   └── UnknownPolicy      there is no such policy, or no such project
 └── StoreError             the trace store cannot be reached or refuses
+    └── DocumentDamaged    what it holds of a project cannot be read
 """
 
 
@@ -56,3 +57,7 @@ class UnknownPolicy(LifecycleError):  # noqa: N818
 
 class StoreError(PolicyError):
     """The trace store cannot be reached or refuses a write."""
+
+
+class DocumentDamaged(StoreError):  # noqa: N818
+    """What the store holds of a project cannot be read, or was written by a newer program."""

@@ -114,7 +114,8 @@ def compare(project: ProjectState, comparisons: Sequence[Comparison]) -> None:
 
 def _audited(policy: PolicyState, comparison: Comparison, weight: float) -> None:
     watch = policy.watch
-    if watch is None:
+    # Drawn before what it answers was changed, it says nothing of what it answers now.
+    if watch is None or comparison.detail != str(policy.stretch) or comparison.label in policy.withheld:
         return
     watch.counts.add(weight, comparison.wrong)
     watch.detector.update(weight, comparison.wrong)
@@ -124,8 +125,6 @@ def _audited(policy: PolicyState, comparison: Comparison, weight: float) -> None
     elif comparison.wrong:
         # Without this one: what made somebody look is no evidence of what will be found.
         watch.labels[comparison.label] = Detector(1 - max(_LABEL_ERRORS, 3 * (1 - policy.target)))
-    for trial in policy.trials[: rung_of(policy)]:
-        trial.add(weight, comparison.wrong)
 
 
 def _put_off(policy: PolicyState, comparison: Comparison, weight: float) -> None:

@@ -98,6 +98,11 @@ def go_to_shadow(
     policy.calls = policy.novel = 0
     policy.openness = 0
     forget_strangers(policy)
+    newer = project.shadow
+    if newer is not None and newer is not policy and policy.state is State.LIVE:
+        # One at a time: the newer one is on its way already.
+        project.was_live(policy.version)
+        return _move(policy, State.RETIRED, f"{cause}; {newer.version} is in shadow", by, now, evidence)
     return _move(policy, State.SHADOW, cause, by, now, evidence)
 
 
@@ -116,6 +121,11 @@ def go_live(
     if before is not None and before is not policy:
         project.was_live(before.version)
         moves.append(_move(before, State.RETIRED, f"superseded by {policy.version}", by, now))
+    for other in project.policies.values():
+        if other is policy:
+            break  # what came after it may still prove itself
+        if other.state in (State.CANDIDATE, State.SHADOW):
+            moves.append(_move(other, State.RETIRED, f"superseded by {policy.version}", by, now))
     project.live = policy.version
     policy.agreement, policy.live_since = agreement, now
     policy.withheld, policy.unseen = {}, {}
@@ -130,6 +140,7 @@ def begin_watch(policy: PolicyState) -> None:
     """Measure from here on: what is answered has changed, so what was measured is about something else."""
     usual = policy.novel / policy.calls if policy.calls >= _USUAL_CALLS else policy.guard_budget
     limit = min(_MOST_NOVELTY, max(_LEAST_NOVELTY, 3 * usual))
+    policy.stretch += 1
     policy.watch = Watch(Counts(), Detector(policy.target), {}, ShareDetector(limit))
 
 

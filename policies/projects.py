@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from policies import lifecycle
 from policies.audit_rate import suspicion
-from policies.errors import StoreError, UnknownPolicy
+from policies.errors import DocumentDamaged, UnknownPolicy
 from policies.monitor import log_evidence_against, log_evidence_for, lower_bound
 from policies.record import Record
 from policies.rules import Rules
@@ -90,11 +90,14 @@ class Projects:
 
 
 def read(document: dict[str, Any]) -> ProjectState:
-    """The state in a document of the store. Raises StoreError where it is none."""
+    """The state in a document of the store. Raises DocumentDamaged where it is none."""
     try:
         return ProjectState.from_json(document)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"a project's document cannot be read: {type(error).__name__}: {error}") from error
+        what = f"{type(error).__name__}: {error}"
+        raise DocumentDamaged(
+            f"the store's word on a project cannot be read, or is a newer program's: {what}"
+        ) from error
 
 
 def summary(name: str, project: ProjectState) -> dict[str, Any]:

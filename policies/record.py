@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 
 from policies.database import LOCK_SECONDS, Database
-from policies.errors import StoreError
+from policies.errors import DocumentDamaged
 from policies.schema import AUDITS, MAX_KEY_CHARS, MOVES, PROJECTS, SECRETS
 from policies.traces import storable
 from policies.types import Comparison, Move
@@ -194,7 +194,9 @@ class Record:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise StoreError(f"{self._database.name}: what is kept of project {project!r} is damaged: no JSON object")
+            raise DocumentDamaged(
+                f"{self._database.name}: what is kept of project {project!r} is damaged: no JSON object"
+            )
         return found
 
 

@@ -70,7 +70,8 @@ class PolicyState:
     """One version of a project's policy.
 
     `rungs` are the agreements it can be held to, loosest first (`Policy.rungs`), and `trials` what shadow has shown of
-    each; `agreement` is the one it is held to where it is live (None: the loosest). `family` are the prompts that it is
+    each; `agreement` is the one it is held to where it is live (None: the loosest). `watch` is
+    of one `stretch`: each time that what it answers changes, another begins. `family` are the prompts that it is
     certified for, `strangers` those that it is not, with what the teacher said of calls with them (`trial`). `openness`
     counts the calls whose prompts and teachers are still taken on trust. `unseen` maps an answer that is no label to
     the texts (hashed) that got it and what the surrogate would have said; `foreign` says how often such an answer came
@@ -92,6 +93,7 @@ class PolicyState:
     live_since: float | None = None
     trials: list[Counts] = field(default_factory=list)
     watch: Watch | None = None
+    stretch: int = 0
     withheld: dict[str, Withheld] = field(default_factory=dict)
     family: Family = field(default_factory=Family)
     strangers: Family = field(default_factory=Family)
@@ -162,7 +164,7 @@ class PolicyState:
 
 _PLAIN = (
     *("version", "since", "cause", "certified", "target", "confidence", "rungs", "n_labels", "guard_budget", "reason"),
-    *("agreement", "live_since", "strange", "openness", "unseen", "foreign", "calls", "novel"),
+    *("agreement", "live_since", "stretch", "strange", "openness", "unseen", "foreign", "calls", "novel"),
 )
 
 

@@ -170,7 +170,7 @@ class Comparison:
     probability: float
     base: float
     prompt: str = ""  # fingerprint
-    detail: str = ""  # JSON, or nothing
+    detail: str = ""  # what it is evidence of: see policies.evidence
 
 
 @dataclass(frozen=True, slots=True)

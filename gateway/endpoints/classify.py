@@ -6,7 +6,7 @@ from gateway.answer import SURROGATE_MODEL
 from gateway.asgi import new_id, send_bytes, tracer_headers
 from gateway.asking import ask
 from gateway.control import Mode
-from gateway.decide import Decision, Lane
+from gateway.decide import Decision, Lane, deferred
 from gateway.encoding import JSON, encoded
 from gateway.endpoints.exchange import Asked, Endpoint, answer_json
 from gateway.errors import InvalidRequest, UpstreamUnreachable
@@ -35,7 +35,11 @@ class Classify(Endpoint):
             raise InvalidRequest("'input' should be a string.", param="input")
         call_id = new_id()
         serving = self.serving(project, exchange.caller)
-        decision = await self.score(exchange, serving, text)
+        request = self._question(project, text, body.get("messages"))
+        stranger = None
+        if request is not None and serving.policy is not None:
+            stranger = self.stranger(project, serving, Shape(request, project), request.model)
+        decision = await self.score(exchange, serving, text) if stranger is None else deferred(serving, stranger)
         if decision.label is not None and exchange.control.mode is Mode.SHADOW:
             decision = decision.put_off(Reason.ASKED)
         if decision.label is None and exchange.control.mode is Mode.LOCAL:
@@ -43,13 +47,10 @@ class Classify(Endpoint):
         self.count(project, decision.lane, decision.reason or "")
         exchange.headers = tracer_headers(project, decision, call_id)
         self.explain(exchange, decision, serving)
-        rate = self.services.watch.intakes[project].audit_rate()
-        request = self._question(project, text, body.get("messages")) if decision.label is None or rate else None
         if request is not None and decision.label is not None:
             asked = Asked(text, Surface.CHAT, request.model, Shape(request, project), request.raw)
-            self.draw(exchange, project, decision, asked, rate)
-            request = None
-        if request is None or decision.lane is Lane.NONE:
+            self.draw(exchange, project, decision, asked)
+        if request is None or decision.label is not None or decision.lane is Lane.NONE:
             model = SURROGATE_MODEL if decision.label is not None else None
             await answer_json(exchange, _answer(decision, serving.said(decision.label), model, body))
             return

@@ -21,6 +21,7 @@ from gateway.registry import Serving
 from gateway.services import Services
 from gateway.shapes import Shape
 from gateway.wire import Surface, parse_object
+from policies.prompts import Known
 from policies.types import Reason
 
 _UNKNOWN_KEY = Serving(None, Reason.KEY)
@@ -136,7 +137,16 @@ class Endpoint(ABC):
             told = explanation(decision, serving, control.agreement)
             exchange.headers = [*exchange.headers, (b"x-tracer-explain", told)]
 
-    def draw(self, exchange: Exchange, project: str, decision: Decision, asked: Asked, rate: float) -> None:
+    def stranger(self, project: str, serving: Serving, shape: Shape, model: str) -> Reason | None:
+        """Why a policy is not certified for what is asked beside the text, or None."""
+        if serving.family is not None:
+            return _UNKNOWN[serving.family.knows(shape.prompt(model))]
+        if not serving.trusting or serving.policy is None:
+            return None  # nobody watches it
+        known = self.services.watch.intakes[project].trusts(serving.policy.version, shape.prompt(model))
+        return None if known else Reason.PROMPT
+
+    def draw(self, exchange: Exchange, project: str, decision: Decision, asked: Asked) -> None:
         """Have the teacher asked about a handled call as well, where the draw falls so.
 
         Costs about two microseconds where it does not. A call that leaves the teacher no choice is not drawn.
@@ -144,6 +154,7 @@ class Endpoint(ABC):
         draw, upstream, now = self.services.watch.draw, self.services.settings.upstream_of(project), time()
         if draw is None or upstream is None or not asked.model or not asked.shape.chosen_freely:
             return
+        rate = self.services.watch.intakes[project].audit_rate(now)
         fingerprint = asked.shape.fingerprint(asked.model)
         drawn = draw.id(project, fingerprint, asked.text, now)
         if share(drawn) >= rate or decision.label is None:
@@ -166,6 +177,7 @@ class Endpoint(ABC):
                 fingerprint=fingerprint,
                 made_at=monotonic(),
                 ts=now,
+                stretch=self.services.registry.serving(project).stretch,
                 query=scope["query_string"] if asked.surface.value in scope["path"] else b"",
             )
         )
@@ -185,6 +197,9 @@ class Endpoint(ABC):
         if clock is None:
             clock = self._clocks[lane] = self.metrics.request_seconds.labels(lane)
         clock.observe(seconds)
+
+
+_UNKNOWN: dict[Known, Reason | None] = {Known.YES: None, Known.MODEL: Reason.MODEL, Known.NO: Reason.PROMPT}
 
 
 def _not_allowed(caller: Caller, project: str | None) -> ProjectNotAllowed:

@@ -32,7 +32,6 @@ from gateway.upstream import Upstream, UpstreamCall
 from gateway.wanted import misfit
 from gateway.wire import ModelRequest, Surface, with_model
 from policies.policy import Policy
-from policies.prompts import Known
 from policies.types import Answer, AnswerKind, Reason
 
 logger = logging.getLogger(__name__)
@@ -199,13 +198,9 @@ class ModelEndpoint(Relaying):
     def _answered(self, exchange: Exchange, call: LocalCall, decision: Decision, reply: Answer) -> Whole:
         """The answer of a handled call."""
         self._tell(exchange, call, decision)
-        intake, policy = self.services.watch.intakes[call.found.project], call.serving.policy
-        if call.serving.family is None and policy is not None:
-            intake.trust(policy.version, call.shape.prompt(self._model_of(call)))
-        rate = intake.audit_rate()
-        if rate:
+        if self.services.watch.intakes[call.found.project].rate:
             asked = Asked(call.found.text or "", self.surface, self._model_of(call), call.shape, call.raw)
-            self.draw(exchange, call.found.project, decision, asked, rate)
+            self.draw(exchange, call.found.project, decision, asked)
         content_type, body = self.answer(call, reply)
         # OpenAI's clients show it as the answer's `request_id`; a forwarded answer brings the upstream's own.
         headers = [*exchange.headers, (b"x-request-id", b"req_" + call.id.encode())]
@@ -287,10 +282,7 @@ class ModelEndpoint(Relaying):
 
     def _stranger(self, call: LocalCall) -> Reason | None:
         """Why the policy is not certified for what is asked beside the text, or None."""
-        family = call.serving.family
-        if family is None:
-            return None
-        return _UNKNOWN[family.knows(call.shape.prompt(self._model_of(call)))]
+        return self.stranger(call.found.project, call.serving, call.shape, self._model_of(call))
 
     def _checked(self, call: LocalCall, decision: Decision) -> Decision:
         """The policy's decision, put off where its answer is not what the call asks for."""
@@ -399,9 +391,6 @@ class ModelTurn:
             # The two hold each other: let go, they are gone at once, and not when the collector next looks.
             exchange.scope.pop(BEGUN, None)
         return answer
-
-
-_UNKNOWN: dict[Known, Reason | None] = {Known.YES: None, Known.MODEL: Reason.MODEL, Known.NO: Reason.PROMPT}
 
 
 def _wants_arguments(reply: Answer) -> bool:

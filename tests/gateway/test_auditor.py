@@ -12,6 +12,7 @@ import pytest
 
 from gateway.audit import Answered, Audit, Result
 from gateway.auditor import Auditor
+from gateway.epochs import Epochs
 from gateway.wire import Surface
 from policies.types import Answer, AnswerKind
 from tests.scripted_teacher import ScriptedTeacher
@@ -40,6 +41,7 @@ class AuditedGateway:
             services.places,
             services.metrics,
             self._on_answer,
+            {name: Epochs() for name in services.settings.projects},
         )
         for budget in self.auditor.budgets.values():
             budget.grant(GRANTED)

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -281,6 +282,49 @@ def test_without_an_upstream_a_certified_policy_answers_at_once_and_says_why(
     with ThreadedGateway(make_settings(tmp_path, tree)) as gateway:
         assert _state(gateway) == "live"
         _eventually(lambda: _moves(gateway)[-1][1:] == ("live", "no upstream to compare with"))
+
+
+def test_calls_that_bring_no_prompt_use_up_no_trust(
+    tmp_path: Path, policy_folder: Path, teacher: ScriptedTeacher
+) -> None:
+    """After a batch the application's prompt is still taken on trust; that of the 201st call is not."""
+    with _gateway(tmp_path, policy_folder, teacher, promotion="immediate", audit={"rate": 0}) as gateway:
+        httpx.post(f"{gateway.url}/predict_batch", json={"inputs": TEXTS[:600]}).raise_for_status()
+        time.sleep(1.5)
+        assert "handled" in {found[0] for found in Application(gateway).send(TEXTS[:250])}
+        _eventually(lambda: gateway.services.registry.serving("bank").family is not None)
+        strange = Application(gateway, "Write a poem about this.")
+        assert {found[:2] for found in strange.send(TEXTS[:40])} == {("deferred", "prompt")}
+        assert "handled" in {found[0] for found in Application(gateway).send(TEXTS[:40])}
+
+
+def test_classify_asks_for_the_prompt_as_well(tmp_path: Path, policy_folder: Path, teacher: ScriptedTeacher) -> None:
+    """Where it brings messages: they are a prompt like any other."""
+    with _gateway(tmp_path, policy_folder, teacher) as gateway:
+        _until(Application(gateway), gateway, iter(TEXTS), lambda: _state(gateway) == "live")
+        policy = gateway.services.registry.serving("bank").policy
+        assert policy is not None
+        (text,) = [text for text in TEXTS[-300:] if policy.decide(text).handled][:1]
+        for prompt, expected in (("Sort.", None), ("Write a poem.", "prompt")):
+            messages = [{"role": "system", "content": prompt}, {"role": "user", "content": text}]
+            body = {"input": text, "messages": messages, "explain": True}
+            assert httpx.post(f"{gateway.url}/bank/classify", json=body).json()["reason"] == expected
+
+
+def test_a_project_whose_document_is_spoilt_stops_no_other(
+    tmp_path: Path, policy_folder: Path, teacher: ScriptedTeacher
+) -> None:
+    """It stays as it is; a pause of the other one is in force within a second."""
+    projects = {name: {"policy": str(policy_folder), "teacher": "gpt"} for name in ("aaa", "bank")}
+    with ThreadedGateway(make_settings(tmp_path, {"projects": projects}, teacher.url)) as gateway:
+        with contextlib.closing(sqlite3.connect(tmp_path / "traces.db")) as store, store:
+            store.execute("UPDATE projects SET document = '{}x', revision = revision + 1 WHERE project = 'aaa'")
+        with contextlib.closing(Projects.open(gateway.services.settings.store.url)) as found:
+            found.pause("bank", "test")
+        _eventually(lambda: _state(gateway) == "paused", 1.5)
+        assert gateway.services.registry.serving("aaa").state == "live"
+        assert gateway.metric("tracer_internal_errors_total", where="watch") > 0
+        assert gateway.metric("tracer_store_up") == 1
 
 
 def test_a_retry_is_counted_once(tmp_path: Path, policy_folder: Path, teacher: ScriptedTeacher) -> None:

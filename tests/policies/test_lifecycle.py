@@ -71,6 +71,18 @@ def test_a_new_candidate_takes_the_place_of_the_one_in_shadow_and_not_of_the_liv
     assert states == {"v1": State.LIVE, "v2": State.RETIRED, "v3": State.SHADOW}
 
 
+def test_what_goes_live_retires_what_came_before_it_and_was_still_waiting() -> None:
+    """Or an older policy would take a newer one's place when it has proved itself at last."""
+    project = _live(_project(), "v1")
+    lifecycle.offer(project, _offer("v2"), 2.0)
+    lifecycle.go_to_shadow(project, project.policies["v1"], "prompt", "gateway", 3.0, {})
+    assert project.policies["v1"].state is State.RETIRED
+    lifecycle.promote(project, "v2", "ann", 4.0)
+    assert [policy.version for policy in project.policies.values() if policy.state is State.SHADOW] == []
+    lifecycle.rollback(project, None, "ann", 5.0)
+    assert project.live == "v1"
+
+
 def test_a_rollback_goes_back_one_by_one_and_never_to_what_was_rolled_back_from() -> None:
     """Until there is nothing left to go to, which is an error that changes nothing."""
     project = _live(_project(), "v1", "v2", "v3")

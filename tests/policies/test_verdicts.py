@@ -31,7 +31,7 @@ class World:
     def compare(
         self, label: str, teacher: str | None, kind: str = "audit", detail: str = "", weight: float = 1.0
     ) -> list[Move]:
-        wrong = label != teacher
+        wrong, detail = label != teacher, detail or str(self.policy.stretch)
         made = Comparison(
             str(len(self.rows)), "p", "v1", kind, 0.0, label, teacher, wrong, 0.5, 0.5 * weight, "", detail
         )
@@ -69,6 +69,16 @@ def test_a_fall_in_all_labels_demotes_the_policy() -> None:
             break
     assert (moves[0].new, moves[0].cause) == ("demoted", "drift")
     assert world.project.live is None
+
+
+def test_audits_from_before_a_change_of_what_is_answered_say_nothing_of_it() -> None:
+    """They were drawn of other calls: of a label that is withheld by now, or of an earlier life."""
+    world = World()
+    before = str(world.policy.stretch)
+    lifecycle.begin_watch(world.policy)
+    assert all(world.compare("a", "b", detail=before) == [] for _ in range(100))
+    assert world.policy.watch is not None
+    assert world.policy.watch.counts.n == 0
 
 
 def test_evidence_of_a_policy_that_was_stopped_moves_nothing() -> None:
