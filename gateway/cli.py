@@ -29,6 +29,14 @@ class Mode(StrEnum):
     KEYS = "keys"
 
 
+class Promotion(StrEnum):
+    """What `promotion` of a project may say."""
+
+    SHADOW = "shadow"
+    IMMEDIATE = "immediate"
+    MANUAL = "manual"
+
+
 _DEFAULT_POLICY = Path(".tracer")
 _ONLY_UPSTREAM = "default"
 
@@ -47,6 +55,9 @@ def serve(
     upstream: Annotated[str | None, typer.Option(help="Base URL of an OpenAI-compatible API to forward to.")] = None,
     project: Annotated[str | None, typer.Option(help="Name of the policy's project. [default: default]")] = None,
     teacher: Annotated[str | None, typer.Option(help="Model to ask where a call's model is tracer/<project>.")] = None,
+    promotion: Annotated[
+        Promotion | None, typer.Option(help="When a certified policy answers; see docs/lifecycle.md. [default: shadow]")
+    ] = None,
     access: Annotated[Mode | None, typer.Option(help="Who may ask; see docs/access.md. [default: none]")] = None,
     keys: Annotated[Path | None, typer.Option(help="The keys file. [default: .tracer/keys.json]")] = None,
     api_key_env: Annotated[
@@ -57,10 +68,12 @@ def serve(
     log_to_stderr()
     try:
         if config is not None:
-            _refuse_beside_config(policy, upstream, project, teacher, access, keys, api_key_env)
+            _refuse_beside_config(policy, upstream, project, teacher, promotion, access, keys, api_key_env)
             settings = load_settings(config, os.environ)
         else:
-            tree = _tree(policy, upstream, project or "default", teacher, api_key_env) | _access(access, keys)
+            tree = _tree(policy, upstream, project or "default", teacher, promotion, api_key_env) | _access(
+                access, keys
+            )
             settings = build_settings(tree, os.environ)
         settings = _on_this_machine(settings, host, port, workers)
         _check(settings)
@@ -81,7 +94,12 @@ def check_config(file: Annotated[Path, typer.Argument(help="The YAML file to che
 
 
 def _tree(
-    policy: Path | None, upstream: str | None, project: str, teacher: str | None, api_key_env: str | None
+    policy: Path | None,
+    upstream: str | None,
+    project: str,
+    teacher: str | None,
+    promotion: Promotion | None,
+    api_key_env: str | None,
 ) -> dict[str, Any]:
     folder = policy or _DEFAULT_POLICY
     # With an upstream there is something to do without a policy: forward, and gather the traces of one.
@@ -90,7 +108,10 @@ def _tree(
             f"nothing to serve: there is no policy folder {folder} (`tracer fit TRACES --out {folder}` makes one); "
             "give a policy folder, --config FILE, or --upstream URL to forward to"
         )
-    tree: dict[str, Any] = {"projects": {project: {"policy": str(folder), "teacher": teacher}}}
+    served: dict[str, Any] = {"policy": str(folder), "teacher": teacher}
+    if promotion is not None:
+        served["promotion"] = promotion.value
+    tree: dict[str, Any] = {"projects": {project: served}}
     if upstream is not None:
         asked: dict[str, Any] = {"base_url": upstream}
         if api_key_env is not None:

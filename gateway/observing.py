@@ -145,7 +145,8 @@ class Observer:
         """What the live policy answered, or would have but for what kept it from it."""
         audit = call.audit
         teacher = policy.label_of(call.answer)
-        if teacher is None and call.answer.kind is not AnswerKind.OTHER and call.reason not in _UNASKED:
+        asked = call.reason not in _UNASKED | _STRANGE
+        if teacher is None and call.answer.kind is not AnswerKind.OTHER and asked:
             guess = audit.label if audit is not None else call.guess or policy.decide(call.text).guess
             found.report.unseen.append((policy.version, call.answer.text[:200], _hashed(call.text), guess))
         if audit is not None:

@@ -5,6 +5,8 @@ from math import exp
 from textwrap import wrap
 from typing import Any
 
+from policies.verdicts import PATIENCE
+
 Summary = dict[str, Any]
 
 _NOTHING = "-"
@@ -99,7 +101,8 @@ def next_step(found: Summary) -> str:
         return f"{wait}tracer promote {name}"
     if found["state"] == "observing" and not found["policies"]:
         return f"gather traces; then tracer traces export --project {name} and tracer fit"
-    return "; ".join(filter(None, ["tracer update with newer traces", rollback]))
+    again = f"tracer promote {name} VERSION has the demoted one answer again" if found["state"] == "demoted" else ""
+    return "; ".join(filter(None, ["tracer update with newer traces", rollback, again]))
 
 
 def moment(text: str) -> str:
@@ -147,6 +150,8 @@ def _live(policy: Summary) -> list[tuple[str, str]]:
 def _audits(found: Summary, today: str) -> str:
     if not found["watched"]:
         return "none: there is no upstream to compare with"
+    if not found["audits_wanted"]:
+        return "off (audit.rate: 0): nothing that is answered is measured"
     spent = found["audits_today"]
     calls, usd = (spent["calls"], spent["usd"]) if spent["day"] == today else (0, 0.0)
     money = "" if spent["daily_usd"] is None else f", ${usd:,.2f} of ${spent['daily_usd']:,.2f}"
@@ -172,7 +177,13 @@ def _shadow(policy: Summary, promotion: str) -> list[tuple[str, str]]:
     for trial in trials:
         agreement = "" if trial["agreement"] is None else f", agreement {trial['agreement']:.3f}"
         evidence = f"evidence {max(0.0, trial['evidence_for']):.1f} of {trial['promoted_at']:.1f} needed"
-        rows.append(("", f"at {trial['held_to']:g}: {trial['comparisons']:,} comparisons{agreement}, {evidence}"))
+        proved = " (proved)" if trial["evidence_for"] >= trial["promoted_at"] else ""
+        rows.append(
+            ("", f"at {trial['held_to']:g}: {trial['comparisons']:,} comparisons{agreement}, {evidence}{proved}")
+        )
+    if len(trials) > 1 and promotion != "manual":
+        what = f"goes live at {trials[0]['held_to']:g} when that is proved; at a stricter one that is, once "
+        rows.append(("", f"{what}{trials[0]['held_to']:g} is refuted or has {PATIENCE:,} comparisons"))
     return rows
 
 

@@ -9,7 +9,7 @@ from math import comb, exp, lgamma, log, log1p
 from typing import Any
 
 from policies.evidence import Report
-from policies.lifecycle import GATEWAY, begin_watch, demote, go_to_shadow
+from policies.lifecycle import GATEWAY, demote, go_to_shadow
 from policies.monitor import Counts, Detector, log_evidence_against
 from policies.rules import Rules
 from policies.states import PolicyState, ProjectState, State, Withheld
@@ -36,9 +36,10 @@ def withhold(policy: PolicyState, labels: Found, cause: str, now: float, evidenc
     moves = []
     for label, (n, wrong) in labels.items():
         policy.withheld[label] = Withheld(cause, now)
+        if policy.watch is not None:
+            policy.watch.labels.pop(label, None)  # it has done its work
         shown = evidence | {"label": label, "label_audits": n, "label_disagreements": wrong}
         moves.append(Move("", policy.version, State.LIVE, State.LIVE, f"label withheld: {cause}", GATEWAY, now, shown))
-    begin_watch(policy)
     return moves
 
 

@@ -167,8 +167,9 @@ def promote(project: ProjectState, version: str | None, by: str, now: float) -> 
     if not policy.certified:
         why = policy.reason or "it says no reason"
         raise LifecycleError(f"the policy {policy.version} was refused by the gate and cannot be promoted: {why}")
-    if policy.version == project.live and policy.agreement is None:
-        raise LifecycleError(f"the policy {policy.version} is live already")
+    if policy.version == project.live:
+        held = "" if policy.agreement is None else f", held to {policy.agreement:g} until its own target is proved"
+        raise LifecycleError(f"the policy {policy.version} is live already{held}")
     moves = go_live(project, policy, None, "promoted", by, now, {})
     if policy.calls < TRUSTED_CALLS and project.rules.watched:
         policy.openness = TRUSTED_CALLS  # whoever promotes it early vouches for what it has not seen yet
@@ -185,8 +186,6 @@ def _chosen(project: ProjectState, version: str | None) -> PolicyState:
     waiting = [p for p in project.policies.values() if p.state in (State.SHADOW, State.CANDIDATE)]
     if waiting:
         return waiting[-1]
-    if project.serving is not None and project.serving.agreement is not None:
-        return project.serving
     stopped = [p for p in project.policies.values() if p.state in (State.DEMOTED, State.RETIRED, State.REFUSED)]
     if not project.policies:
         raise LifecycleError("there is no policy yet")
@@ -209,7 +208,9 @@ def rollback(project: ProjectState, version: str | None, by: str, now: float) ->
         kind = LifecycleError if version in project.policies else UnknownPolicy
         raise kind(f"{version[:64]!r} is no policy that was live before; those that were: {known}")
     if not past:
-        raise LifecycleError("no policy was live before: there is nothing to roll back to (pause stops answers)")
+        stopped = [p for p in project.policies.values() if p.state is State.DEMOTED]
+        why = f"; {stopped[-1].version} was demoted: promote it by name to have it answer again" if stopped else ""
+        raise LifecycleError(f"no other policy was live before: there is nothing to roll back to{why}")
     policy = project.policies[version or past[-1]]
     moves, before = [], project.serving
     if before is not None:

@@ -95,9 +95,7 @@ def read(document: dict[str, Any]) -> ProjectState:
         return ProjectState.from_json(document)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
-        raise DocumentDamaged(
-            f"the store's word on a project cannot be read, or is a newer program's: {what}"
-        ) from error
+        raise DocumentDamaged(f"a project's document cannot be read: {what}") from error
 
 
 def summary(name: str, project: ProjectState) -> dict[str, Any]:
@@ -117,6 +115,7 @@ def summary(name: str, project: ProjectState) -> dict[str, Any]:
         "rollback_to": next((v for v in reversed(project.past) if v != project.live), None),
         "promotion": rules.promotion,
         "watched": rules.watched,
+        "audits_wanted": audits.rate > 0,
         "audit_rate": round(project.rate, 5),
         "handled_per_second": round(project.per_second, 3),
         "audits_today": {

@@ -28,7 +28,7 @@ from policies.types import Comparison, Move
 
 _LEAST_STRANGE = 0.5  # of the calls, or of the answers: then what was certified is not what is asked, or who answers
 _LEAST_NOVEL = 100  # calls outside the guard: a few, from somebody who tries something out, are no change
-_PATIENCE = 1_000  # comparisons after which a policy in shadow makes do with a stricter agreement that is proved
+PATIENCE = 1_000  # comparisons after which a policy in shadow makes do with a stricter agreement that is proved
 
 
 def take(
@@ -72,7 +72,7 @@ def _shadow_verdict(project: ProjectState, policy: PolicyState, rules: Rules, no
     if rules.promotion == "manual":
         return []
     proved = _proved(policy, rules)
-    if proved and (proved[0] == 0 or rejected[0] or policy.trials[0].n >= _PATIENCE):
+    if proved and (proved[0] == 0 or rejected[0] or policy.trials[0].n >= PATIENCE):
         rung = proved[0]
         cause = "proved on live calls" if rung == 0 else f"proved on live calls at {policy.rungs[rung]:g}"
         evidence = _shown(policy, rung)
@@ -155,7 +155,10 @@ def _broken(project: ProjectState, policy: PolicyState, earlier: Earlier, rules:
     rows = earlier(policy.version, "audit", min(ROWS, watch.counts.n))
     labels = blamed(rows, policy.target, rules)
     if labels and not too_many(policy, labels):
-        return withhold(policy, labels, cause, now, evidence)
+        moves = withhold(policy, labels, cause, now, evidence)
+        # What crossed has been acted on; a label that is withheld before that leaves the evidence as it is.
+        begin_watch(policy)
+        return moves
     return [demote(project, policy, cause, now, evidence)]
 
 

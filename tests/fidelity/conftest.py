@@ -69,11 +69,16 @@ def openai_teacher(world: World) -> Iterator[ScriptedTeacher]:
         yield running
 
 
-@pytest.fixture(scope="session")
-def gateway(policies: Path, openai_teacher: ScriptedTeacher) -> Iterator[ThreadedGateway]:
-    """A gateway that knows each form's application by its system prompt: nothing but the base URL changes."""
+@pytest.fixture(scope="module")
+def gateway(
+    policies: Path, openai_teacher: ScriptedTeacher, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ThreadedGateway]:
+    """A gateway that knows each form's application by its system prompt: nothing but the base URL changes.
+
+    Of a module's own: a policy that was promoted at once takes the prompts of some hundred calls on trust, and no more.
+    """
     tree = {"projects": projects(policies), "admin": {"key_env": "ADMIN_KEY"}}
-    settings = make_settings(policies, tree, upstream=openai_teacher.url)
+    settings = make_settings(tmp_path_factory.mktemp("gateway"), tree, upstream=openai_teacher.url)
     with ThreadedGateway(settings, {"ADMIN_KEY": ADMIN_KEY}) as running:
         yield running
 
@@ -84,7 +89,7 @@ def direct(openai_teacher: ScriptedTeacher) -> Route:
     return Route(openai_teacher.url)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def through(gateway: ThreadedGateway) -> Route:
     """Through the gateway."""
     return Route(gateway.base_url)

@@ -81,7 +81,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path, handled
             "server": {"max_held_bytes": HELD_BYTES},
             "upstreams": {"teacher": {"base_url": upstream.url}},
             "default_upstream": "teacher",
-            "projects": {"p": {"policy": str(policy_folder), "teacher": "big"}},
+            "projects": {
+                "p": {
+                    "policy": str(policy_folder),
+                    "teacher": "big",
+                    "promotion": "immediate",
+                    "audit": {"rate": 0},
+                }
+            },
         }
         (folder / "config.yaml").write_text(yaml.safe_dump(tree))
         with GatewayProcess(folder, "--config", "config.yaml") as gateway:

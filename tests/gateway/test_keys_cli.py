@@ -64,7 +64,18 @@ def test_a_gateway_without_a_file_of_settings_takes_keys(
 ) -> None:
     """On every address, once somebody checks who asks; the banner says so."""
     key = _tracer(tmp_path, "keys", "create", "--project", "bank", "--keys", "k.json").stdout.strip()
-    arguments = ["--project", "bank", "--upstream", teacher.url, "--host", "0.0.0.0", "--access", "keys"]
+    arguments = [
+        "--project",
+        "bank",
+        "--promotion",
+        "immediate",
+        "--upstream",
+        teacher.url,
+        "--host",
+        "0.0.0.0",
+        "--access",
+        "keys",
+    ]
     refused = _tracer(tmp_path, "serve", policy_folder, *arguments)
     assert refused.returncode == 1
     assert "upstreams.default.api_key_env: is required with access.mode keys" in refused.stderr

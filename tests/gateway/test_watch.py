@@ -94,7 +94,11 @@ def _until(
     sent = 0
     while not holds():
         part = [text for text, _ in zip(texts, range(100), strict=False)]
-        assert part, f"it never came true: {_summary(gateway)}"
+        if not part:
+            with contextlib.suppress(AssertionError):
+                _eventually(holds)  # what has been sent may not have been handed in yet
+            assert holds(), f"it never came true: {_summary(gateway)}"
+            break
         application.send(part)
         sent += len(part)
         time.sleep(0.05)
@@ -184,7 +188,7 @@ def test_a_changed_prompt_is_the_teachers_at_once_and_the_policy_proves_itself_a
 ) -> None:
     """A date in it is no change. Recovery costs live calls, not a fit."""
     # So sure that it takes longer to prove than to see that the old prompt is gone.
-    with _gateway(tmp_path, policy_folder, teacher, proof={"promotion_risk": 1e-8}) as gateway:
+    with _gateway(tmp_path, policy_folder, teacher, proof={"promotion_risk": 1e-15}) as gateway:
         texts = iter(TEXTS)
         day = Application(gateway, "Today is 2026-11-23. Sort the message into a queue.")
         _until(day, gateway, texts, lambda: _state(gateway) == "live")

@@ -23,7 +23,10 @@ def _mean_rate(agreement: float, audits: int = 2_000, seed: int = 0) -> float:
     draw, project, rates = random.Random(seed), _live(), []
     for number in range(audits):
         wrong = draw.random() >= agreement
-        compare(project, [Comparison(str(number), "p", "v1", "audit", 0.0, "x", "x", wrong, 0.02, 0.02)])
+        stretch = str(project.policies["v1"].stretch)
+        compare(
+            project, [Comparison(str(number), "p", "v1", "audit", 0.0, "x", "x", wrong, 0.02, 0.02, detail=stretch)]
+        )
         settle(project, Spent(), AuditRules(daily_calls=10**9), Rules(), 1e6 + number)
         rates.append(project.rate)
     return sum(rates) / len(rates)
