@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gateway.reading import Teacher
 from gateway.wire import Surface
 from policies.types import Answer
 
@@ -51,11 +52,15 @@ class Audit:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What the teacher sent with its 200. `body` is empty where it is too long to be a label's answer."""
+    """What the teacher sent with its 200, and who it says it is.
+
+    `body` is empty where it is too long to be a label's answer.
+    """
 
     headers: list[tuple[bytes, bytes]]
     body: bytes
     usd: float
+    teacher: Teacher
 
 
 # Called in the event loop, once for an audit that the teacher has answered; None: in no way that can be read.

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 
 from gateway.audit import Answered, Audit
 from gateway.observing import Observed, anything
-from gateway.reading import read
 from gateway.trace_log import TraceLog
 from gateway.upstream import Upstream
 from policies.types import Answer, StoredTrace
@@ -29,7 +28,7 @@ class AuditAnswers:
                 project=audit.project,
                 text=audit.text,
                 answer=answer,
-                teacher=read(audit.surface, answered.headers, answered.body).teacher,
+                teacher=answered.teacher,
                 prompt=None,
                 asked=audit.model,
                 fits=anything,

@@ -24,11 +24,11 @@ from gateway.limits import Places
 from gateway.metrics import Metrics
 from gateway.pause import Pause
 from gateway.question import question
-from gateway.reading import read_answer, read_object
-from gateway.relay import COPY_LIMIT, Outcome
+from gateway.reading import read_object
+from gateway.relay import COPY_LIMIT, Outcome, read_outcome
 from gateway.settings import Settings
 from gateway.upstream import Upstream, UpstreamCall
-from policies.types import Answer, AnswerKind
+from policies.types import Answer
 
 logger = logging.getLogger(__name__)
 
@@ -232,14 +232,11 @@ class Auditor:
         told = read_object(outcome.headers, copy) or {}
         received = COPY_LIMIT if outcome.overlong else len(copy)
         usd = self._prices[audit.project].of(told.get("usage"), sent, received)
-        return _End(self._hand_on(audit, outcome, Answered(outcome.headers, copy, usd)), usd)
+        answer, teacher = read_outcome(audit.surface, outcome)
+        return _End(self._hand_on(audit, answer, Answered(outcome.headers, copy, usd, teacher)), usd)
 
-    def _hand_on(self, audit: Audit, outcome: Outcome, answered: Answered) -> Result | None:
+    def _hand_on(self, audit: Audit, answer: Answer | None, answered: Answered) -> Result | None:
         """Tell what the teacher said."""
-        if outcome.overlong:
-            answer: Answer | None = Answer(f"an answer of more than {COPY_LIMIT:,} bytes", AnswerKind.OTHER)
-        else:
-            answer = read_answer(audit.surface, answered.headers, answered.body)
         try:
             self._on_answer(audit, answer, answered)
         except Exception as error:  # noqa: BLE001 - the border of a background task: the call has been paid for

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from gateway.decide import Decision
 from gateway.observing import Fits, Observed, anything
-from gateway.reading import Teacher, read
+from gateway.reading import Teacher
 from gateway.recognise import Recognised
-from gateway.relay import COPY_LIMIT, Outcome
+from gateway.relay import Outcome, read_outcome
 from gateway.retrying import seconds_asked
 from gateway.services import Services
 from gateway.shapes import Shape
 from gateway.upstream import Upstream
 from gateway.wire import Surface
-from policies.types import Answer, AnswerKind, StoredTrace
+from policies.types import Answer, StoredTrace
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +42,7 @@ def learn(services: Services, call: Forwarded, outcome: Outcome, fits: Fits = an
     if outcome.status != 200 or not (outcome.copy or outcome.overlong):
         return None
     try:
-        teacher = Teacher()
-        if outcome.copy:
-            answer, teacher = read(call.surface, outcome.headers, bytes(outcome.copy), named=outcome.named)
-        else:
-            answer = Answer(f"an answer of more than {COPY_LIMIT:,} bytes", AnswerKind.OTHER)
+        answer, teacher = read_outcome(call.surface, outcome)
         # What another model said in the teacher's place is not what the teacher would have said.
         if answer is not None and call.found.text is not None and not outcome.fallback and call.shape.chosen_freely:
             services.traces.record(_trace(call, call.found.text, answer))

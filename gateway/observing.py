@@ -18,7 +18,7 @@ from gateway.registry import Registry
 from policies.evidence import Report
 from policies.policy import Policy
 from policies.prompts import Prompt
-from policies.types import Answer, AnswerKind, Comparison, Reason
+from policies.types import Answer, AnswerKind, Comparison, LocalDecision, Reason
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ _REPORTED, _PROMPTS_AT_ONCE = 4_096, 20
 _STRANGE = frozenset({Reason.PROMPT, Reason.MODEL})
 # The teacher's word to a call whose answer hangs on more than its text is no evidence.
 _UNASKED = frozenset({Reason.ASKED, Reason.MIN_AGREEMENT, Reason.KEY})
+_NO_NEWS = _UNASKED | _STRANGE  # an answer that is no label says nothing of the prompt that is certified
 
 
 def anything(_: Policy, __: Answer) -> bool:
@@ -85,16 +86,15 @@ class Observer:
         """Report prompts anew: where a policy stands has changed."""
         self._reported = Seen(_REPORTED)
 
-    def read(self, call: Observed) -> Found:
-        """What one call says."""
-        found, orders = Found(), self._registry.orders(call.project)
+    def read(self, call: Observed, found: Found) -> None:
+        """Add what one call says."""
+        orders = self._registry.orders(call.project)
         try:
             if orders is not None:
                 self._read(call, orders, found)
         except Exception as error:  # noqa: BLE001 - the border of a background task: one call's fault is not the others'
             self._metrics.internal_errors.labels("watch").inc()
             logger.error("comparing a call failed (%s); it is no evidence", type(error).__name__)
-        return found
 
     def _read(self, call: Observed, orders: Orders, found: Found) -> None:
         if call.teacher.model:
@@ -116,12 +116,12 @@ class Observer:
             return
         self._prompt(call, policy.version, found.report.prompts)
         local = policy.decide(call.text)
-        if policy.label_of(call.answer) is None and call.answer.kind is not AnswerKind.OTHER:
-            found.report.unseen.append((policy.version, call.answer.text[:200], _hashed(call.text), local.guess))
+        if _is_news(call, policy):
+            _add_unseen(call, policy, local.guess, found)
         if alone:
             calls, novel = found.report.decided.get(policy.version, (0, 0))
             found.report.decided[policy.version] = calls + 1, novel + (local.reason is Reason.NOVEL)
-        label, told = self._rungs(call, policy, policy.rungs)
+        label, told = _rungs(call, policy, policy.rungs, local)
         if label is not None:
             into = found.comparisons if alone else found.held
             into.append(self._comparison(call, policy, "shadow", label, 1.0 if alone else call.rate, told))
@@ -130,25 +130,12 @@ class Observer:
         """Whether the call is in the sample of all calls that audits are taken from, handled or not."""
         return call.audit is not None or share(self._id(call)) < call.rate
 
-    def _rungs(self, call: Observed, policy: Policy, rungs: Sequence[float]) -> tuple[str | None, str]:
-        """What the policy would answer at the loosest of `rungs`, and for each whether that is right (1, 0 or -)."""
-        told, first = "", None
-        for rung in rungs:
-            label = self._would(call, policy, rung)
-            if label is None and not told:
-                return None, ""  # what is not answered at the target is not answered where more is asked for
-            told += "-" if label is None else "1" if policy.label_of(call.answer) == label else "0"
-            first = first or label
-        return first, told
-
     def _of_live(self, call: Observed, policy: Policy, orders: Orders, found: Found) -> None:
         """What the live policy answered, or would have but for what kept it from it."""
         audit = call.audit
-        teacher = policy.label_of(call.answer)
-        asked = call.reason not in _UNASKED | _STRANGE
-        if teacher is None and call.answer.kind is not AnswerKind.OTHER and asked:
+        if call.reason not in _NO_NEWS and _is_news(call, policy):
             guess = audit.label if audit is not None else call.guess or policy.decide(call.text).guess
-            found.report.unseen.append((policy.version, call.answer.text[:200], _hashed(call.text), guess))
+            _add_unseen(call, policy, guess, found)
         if audit is not None:
             if audit.version == policy.version:
                 self._audited(call, policy, audit, found)
@@ -171,7 +158,7 @@ class Observer:
             found.comparisons.append(self._comparison(call, policy, "shadow", call.guess, 1.0, "label"))
         elif call.reason in _STRANGE:
             self._prompt(call, policy.version, found.report.strangers)
-            label = self._would(call, policy, orders.agreement)
+            label = _would(call, policy, policy.decide(call.text, orders.agreement))
             if label is not None:
                 found.comparisons.append(self._comparison(call, policy, "shadow", label, 1.0, "prompt"))
 
@@ -179,13 +166,9 @@ class Observer:
         """What the live policy would have answered, were it held to less."""
         asked = call.audit is not None or call.reason is Reason.UNCERTAIN
         if asked and self._drawn(call):
-            label, told = self._rungs(call, policy, policy.rungs[: policy.rungs.index(agreement)])
+            label, told = _rungs(call, policy, policy.rungs[: policy.rungs.index(agreement)], policy.decide(call.text))
             if label is not None:
                 found.held.append(self._comparison(call, policy, "shadow", label, call.rate, told))
-
-    def _would(self, call: Observed, policy: Policy, agreement: float | None) -> str | None:
-        local = policy.decide(call.text, agreement)
-        return local.label if local.label is not None and call.fits(policy, policy.answers[local.label]) else None
 
     def _prompt(self, call: Observed, version: str, into: list[tuple[str, Prompt]]) -> None:
         prompt = call.prompt
@@ -225,5 +208,29 @@ def _fingerprint(call: Observed) -> str:
     return call.audit.fingerprint if call.audit else "" if call.prompt is None else call.prompt.fingerprint
 
 
-def _hashed(text: str) -> str:
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+def _rungs(call: Observed, policy: Policy, rungs: Sequence[float], local: LocalDecision) -> tuple[str | None, str]:
+    """What the policy would answer at the loosest of `rungs`, and for each whether that is right (1, 0 or -).
+
+    `local` is what it says at its target, which is the loosest. What is not answered there is nowhere.
+    """
+    first = _would(call, policy, local)
+    if first is None:
+        return None, ""
+    labels = [first, *(_would(call, policy, policy.decide(call.text, rung)) for rung in rungs[1:])]
+    right = policy.label_of(call.answer)
+    return first, "".join("-" if label is None else "1" if label == right else "0" for label in labels)
+
+
+def _would(call: Observed, policy: Policy, local: LocalDecision) -> str | None:
+    """The label that the call would have got where the policy says `local`."""
+    return local.label if local.label is not None and call.fits(policy, policy.answers[local.label]) else None
+
+
+def _is_news(call: Observed, policy: Policy) -> bool:
+    """Whether the teacher has said what might be a label, and is none of the policy's."""
+    return call.answer.kind is not AnswerKind.OTHER and policy.label_of(call.answer) is None
+
+
+def _add_unseen(call: Observed, policy: Policy, guess: str | None, found: Found) -> None:
+    digest = blake2b(call.text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+    found.report.unseen.append((policy.version, call.answer.text[:200], digest, guess))

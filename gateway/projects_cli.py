@@ -17,13 +17,13 @@ import typer
 from gateway import projects_text as text
 from gateway.encoding import encoded
 from gateway.errors import SettingsError
-from gateway.settings import read_settings
+from gateway.settings import StoreSettings, read_settings
 from policies.errors import LifecycleError, PolicyError
 from policies.projects import Projects
 
 app = typer.Typer(add_completion=False)
 
-DEFAULT_STORE = "sqlite:///.tracer/traces.db"
+DEFAULT_STORE = StoreSettings().url
 
 StoreUrl = Annotated[str, typer.Option(envvar="TRACER_STORE", help="sqlite:///PATH or postgresql://...")]
 Config = Annotated[Path | None, typer.Option(help="The gateway's YAML file: its store.url is used.")]

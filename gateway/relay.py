@@ -14,7 +14,10 @@ from gateway.asgi import ON_LEAVE, Headers
 from gateway.errors import ClientGone, UpstreamBroken
 from gateway.limits import Places
 from gateway.metrics import Metrics
+from gateway.reading import Reading, Teacher, read
 from gateway.upstream import Upstream, UpstreamAnswer, UpstreamCall
+from gateway.wire import Surface
+from policies.types import Answer, AnswerKind
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +68,13 @@ class Outcome:
     def give_up(self) -> None:
         """Forget what has come: it will not be a whole answer."""
         self.copy, self.overlong = None, False
+
+
+def read_outcome(surface: Surface, outcome: Outcome) -> Reading:
+    """What a teacher's 200 says, of which a copy was kept; what is too long for a label is prose."""
+    if outcome.overlong:
+        return Reading(Answer(f"an answer of more than {COPY_LIMIT:,} bytes", AnswerKind.OTHER), Teacher())
+    return read(surface, outcome.headers, bytes(outcome.copy or b""), named=outcome.named)
 
 
 class Client:

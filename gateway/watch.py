@@ -12,13 +12,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 from gateway.draw import Draw
 from gateway.intake import Intake
 from gateway.metrics import Metrics
-from gateway.observing import Observed, Observer
+from gateway.observing import Found, Observed, Observer
 from gateway.orders import Orders, audit_rules_of, offer_of, orders_of, rules_of
 from gateway.registry import Registry
 from gateway.settings import Settings
@@ -27,7 +25,7 @@ from policies.artifact import touch_version
 from policies.audit_rate import settle
 from policies.errors import ArtifactError, DocumentDamaged, StoreError
 from policies.policy import Policy
-from policies.projects import read, summary
+from policies.projects import change, read, summary
 from policies.record import Earlier, Record
 from policies.states import ProjectState
 from policies.types import Comparison, Move
@@ -167,7 +165,7 @@ class Watch:
             if revision is not None and revision != self._revisions.get(project):
                 found = record.document(project)
                 if found is not None:
-                    self._know(project, *found)
+                    self._know(project, found[0], read(found[1]))
             self._register(record, project)
             if self.intakes[project].is_due(last=last):
                 self._report(record, project, last=last)
@@ -207,10 +205,12 @@ class Watch:
         """What the teacher has answered, for some milliseconds at a time."""
         if self._observer is None:
             return
-        until = time.monotonic() + _READ_SECONDS
+        until, found = time.monotonic() + _READ_SECONDS, dict[str, Found]()
         while self._observed and (last or time.monotonic() < until):
             observed = self._observed.popleft()
-            self.intakes[observed.project].add(self._observer.read(observed))
+            self._observer.read(observed, found.setdefault(observed.project, Found()))
+        for project, said in found.items():
+            self.intakes[project].add(said)
         if self._observed:
             self._wake.set()
 
@@ -222,32 +222,27 @@ class Watch:
         handed = intake.hand_in(state, last=last)
         rules, audits, granted = self._rules[project], self._audits[project], 0
 
-        def step(
-            document: dict[str, Any], fresh: Sequence[Comparison], earlier: Earlier
-        ) -> tuple[dict[str, Any], Sequence[Move]]:
+        def move(state: ProjectState, fresh: Sequence[Comparison], earlier: Earlier) -> list[Move]:
             nonlocal granted
-            found, now = read(document), time.time()
-            moves = take(found, handed.report, fresh, earlier, rules, now)
-            granted = settle(found, handed.spent, audits, rules, now)
-            return found.to_json(), [replace(move, project=project) for move in moves]
+            now = time.time()
+            moves = take(state, handed.report, fresh, earlier, rules, now)
+            granted = settle(state, handed.spent, audits, rules, now)
+            return moves
 
-        revision, document = record.change(project, handed.comparisons, step)
+        revision, state = change(record, project, move, handed.comparisons)
         intake.handed_in(handed, granted)
-        self._know(project, revision, document)
+        self._know(project, revision, state)
 
     def _change(self, record: Record, project: str, move: Callable[[ProjectState], list[Move]]) -> None:
-        def step(document: dict[str, Any], *_: object) -> tuple[dict[str, Any], Sequence[Move]]:
-            state = read(document)
+        def told(state: ProjectState, *_: object) -> list[Move]:
             state.rules, state.audits = self._rules[project], self._audits[project]
-            moves = move(state)
-            return state.to_json(), [replace(made, project=project) for made in moves]
+            return move(state)
 
-        self._know(project, *record.change(project, [], step))
+        self._know(project, *change(record, project, told))
         self._told.add(project)
 
-    def _know(self, project: str, revision: int, document: dict[str, Any]) -> None:
+    def _know(self, project: str, revision: int, state: ProjectState) -> None:
         """A project stands so now: have the registry obey."""
-        state = read(document)
         before = self._registry.orders(project)
         orders = orders_of(state, before)
         self._states[project], self._revisions[project] = state, revision

@@ -72,8 +72,7 @@ def _count_calls(policy: PolicyState, calls: int, novel: int) -> None:
     elif policy.watch is not None:
         watch = policy.watch
         watch.calls, watch.novel = watch.calls + calls, watch.novel + novel
-        if watch.novelty is not None:
-            watch.novelty.update(calls, novel)
+        watch.novelty.update(calls, novel)
 
 
 def _count_teachers(policy: PolicyState, report: Report) -> None:

@@ -6,8 +6,9 @@ Functions change a `ProjectState` and return the moves, each with its cause and 
 one transaction of both. Demotion is immediate, promotion waits for proof or for a person.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from policies.errors import LifecycleError, UnknownPolicy
@@ -65,20 +66,14 @@ def offer(project: ProjectState, made: Offer, now: float) -> list[Move]:
         made.reason,
     )
     project.remember(policy)
-    moves = [Move("", policy.version, State.OBSERVING, policy.state, policy.cause, GATEWAY, now, _nothing(made))]
+    said = {"target": made.target, "confidence": made.confidence, "reason": made.reason}
+    moves = [Move("", policy.version, State.OBSERVING, policy.state, policy.cause, GATEWAY, now, said)]
     return moves + (_begin(project, policy, now, policy.cause) if made.certified else [])
-
-
-def _nothing(made: Offer) -> dict[str, Any]:
-    return {"target": made.target, "confidence": made.confidence, "reason": made.reason}
 
 
 def _begin(project: ProjectState, policy: PolicyState, now: float, cause: str) -> list[Move]:
     """A candidate takes the place of those before it, and its first step."""
-    moves = []
-    for other in project.policies.values():
-        if other is not policy and other.state in (State.CANDIDATE, State.SHADOW):
-            moves.append(_move(other, State.RETIRED, f"superseded by {policy.version}", GATEWAY, now))
+    moves = _supersede([other for other in project.policies.values() if other is not policy], policy, GATEWAY, now)
     if not project.rules.watched:
         return moves + go_live(project, policy, None, "no upstream to compare with", GATEWAY, now, {})
     if project.rules.promotion == "immediate":
@@ -121,11 +116,8 @@ def go_live(
     if before is not None and before is not policy:
         project.was_live(before.version)
         moves.append(_move(before, State.RETIRED, f"superseded by {policy.version}", by, now))
-    for other in project.policies.values():
-        if other is policy:
-            break  # what came after it may still prove itself
-        if other.state in (State.CANDIDATE, State.SHADOW):
-            moves.append(_move(other, State.RETIRED, f"superseded by {policy.version}", by, now))
+    # What came after it may still prove itself.
+    moves += _supersede(takewhile(lambda other: other is not policy, project.policies.values()), policy, by, now)
     project.live = policy.version
     policy.agreement, policy.live_since = agreement, now
     policy.withheld, policy.unseen = {}, {}
@@ -134,6 +126,12 @@ def go_live(
     forget_strangers(policy)
     begin_watch(policy)
     return [*moves, _move(policy, State.LIVE, cause, by, now, evidence)]
+
+
+def _supersede(others: Iterable[PolicyState], policy: PolicyState, by: str, now: float) -> list[Move]:
+    """Those that wait to be promoted wait no longer."""
+    waiting = [other for other in others if other.state in (State.CANDIDATE, State.SHADOW)]
+    return [_move(other, State.RETIRED, f"superseded by {policy.version}", by, now) for other in waiting]
 
 
 def begin_watch(policy: PolicyState) -> None:

@@ -14,10 +14,10 @@ from policies import lifecycle
 from policies.audit_rate import suspicion
 from policies.errors import DocumentDamaged, UnknownPolicy
 from policies.monitor import log_evidence_against, log_evidence_for, lower_bound
-from policies.record import Record
+from policies.record import Earlier, Record
 from policies.rules import Rules
 from policies.states import PolicyState, ProjectState
-from policies.types import Move
+from policies.types import Comparison, Move
 from policies.verdicts import levels
 
 LIVE_CONFIDENCE = 0.95
@@ -80,13 +80,30 @@ class Projects:
     def _change(self, project: str, move: Callable[[ProjectState], list[Move]]) -> dict[str, Any]:
         self.summary(project)  # or a slip of the pen would make a project
 
-        def step(document: dict[str, Any], *_: object) -> tuple[dict[str, Any], Sequence[Move]]:
-            state = read(document)
-            moves = move(state)
-            return state.to_json(), [replace(made, project=project) for made in moves]
+        _, state = change(self._record, project, lambda state, *_: move(state))
+        return summary(project, state)
 
-        _, document = self._record.change(project, [], step)
-        return summary(project, read(document))
+
+def change(
+    record: Record,
+    project: str,
+    move: Callable[[ProjectState, Sequence[Comparison], Earlier], list[Move]],
+    comparisons: Sequence[Comparison] = (),
+) -> tuple[int, ProjectState]:
+    """One transaction (`Record.change`): `move` changes the project's state and says what moved.
+
+    Returns the revision, and the state as every process now reads it. Raises DocumentDamaged as well.
+    """
+
+    def step(
+        document: dict[str, Any], fresh: Sequence[Comparison], earlier: Earlier
+    ) -> tuple[dict[str, Any], Sequence[Move]]:
+        state = read(document)
+        moves = move(state, fresh, earlier)
+        return state.to_json(), [replace(made, project=project) for made in moves]
+
+    revision, document = record.change(project, comparisons, step)
+    return revision, read(document)
 
 
 def read(document: dict[str, Any]) -> ProjectState:

@@ -48,7 +48,7 @@ class Watch:
     counts: Counts
     detector: Detector
     labels: dict[str, Detector]
-    novelty: ShareDetector | None
+    novelty: ShareDetector
     calls: int = 0
     novel: int = 0
 
@@ -119,7 +119,7 @@ class PolicyState:
                 "counts": watch.counts.to_json(),
                 "detector": watch.detector.to_json(),
                 "labels": {label: detector.to_json() for label, detector in watch.labels.items()},
-                "novelty": None if watch.novelty is None else watch.novelty.to_json(),
+                "novelty": watch.novelty.to_json(),
                 "calls": watch.calls,
                 "novel": watch.novel,
             },
@@ -147,7 +147,7 @@ class PolicyState:
                 Counts.from_json(watch["counts"]),
                 Detector.from_json(watch["detector"]),
                 {label: Detector.from_json(detector) for label, detector in watch["labels"].items()},
-                None if watch["novelty"] is None else ShareDetector.from_json(watch["novelty"]),
+                ShareDetector.from_json(watch["novelty"]),
                 watch["calls"],
                 watch["novel"],
             ),

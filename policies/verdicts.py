@@ -126,9 +126,7 @@ def _void(project: ProjectState, policy: PolicyState, report: Report, rules: Rul
 
 
 def _novel(watch: Watch, rules: Rules) -> bool:
-    if watch.novelty is None or watch.novel < _LEAST_NOVEL:
-        return False
-    return watch.novelty.log_value >= log(rules.run_length)
+    return watch.novel >= _LEAST_NOVEL and watch.novelty.log_value >= log(rules.run_length)
 
 
 def _same_model(name: str, known: dict[str, int]) -> bool:

@@ -10,6 +10,7 @@ from policies.fitting import fit_policy
 from policies.policy import Policy
 from policies.settings import FitConfig
 from tests.encoder_maker import make_encoder
+from tests.postgres import Postgres, running_postgres
 from tests.scripted_teacher import ScriptedTeacher
 from tests.traces_maker import make_traces
 
@@ -31,6 +32,22 @@ def teacher() -> Iterator[ScriptedTeacher]:
     known = {trace.input: trace.teacher for trace in make_traces(300, seed=1)}
     with ScriptedTeacher(label_of=lambda text: known.get(text, "other")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    """A server of a module's own."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty store, on SQLite and on PostgreSQL: what it promises is tested on both."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store/traces.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 @pytest.fixture(scope="session")

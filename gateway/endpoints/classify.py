@@ -14,7 +14,7 @@ from gateway.exchange import Exchange
 from gateway.learn import Forwarded, learn
 from gateway.recognise import Recognised
 from gateway.shapes import Shape
-from gateway.wire import ModelRequest, Surface, parse_chat
+from gateway.wire import Surface, parse_chat
 from policies.types import Answer, AnswerKind, Reason
 
 
@@ -35,10 +35,10 @@ class Classify(Endpoint):
             raise InvalidRequest("'input' should be a string.", param="input")
         call_id = new_id()
         serving = self.serving(project, exchange.caller)
-        request = self._question(project, text, body.get("messages"))
+        asked = self._question(project, text, body.get("messages"))
         stranger = None
-        if request is not None and serving.policy is not None:
-            stranger = self.stranger(project, serving, Shape(request, project), request.model)
+        if asked is not None and serving.policy is not None:
+            stranger = self.stranger(project, serving, asked.shape, asked.model)
         decision = await self.score(exchange, serving, text) if stranger is None else deferred(serving, stranger)
         if decision.label is not None and exchange.control.mode is Mode.SHADOW:
             decision = decision.put_off(Reason.ASKED)
@@ -47,17 +47,16 @@ class Classify(Endpoint):
         self.count(project, decision.lane, decision.reason or "")
         exchange.headers = tracer_headers(project, decision, call_id)
         self.explain(exchange, decision, serving)
-        if request is not None and decision.label is not None:
-            asked = Asked(text, Surface.CHAT, request.model, Shape(request, project), request.raw)
+        if asked is not None and decision.label is not None:
             self.draw(exchange, project, decision, asked)
-        if request is None or decision.label is not None or decision.lane is Lane.NONE:
+        if asked is None or decision.label is not None or decision.lane is Lane.NONE:
             model = SURROGATE_MODEL if decision.label is not None else None
             await answer_json(exchange, _answer(decision, serving.said(decision.label), model, body))
             return
         upstream = self.services.upstream_of(project)
         found = Recognised(project, text if self.services.recogniser.flaw(text) is None else None)
-        call = Forwarded(call_id, found, decision, Surface.CHAT, Shape(request, project), request.model, upstream)
-        outcome = await ask(self.services, exchange, upstream, Surface.CHAT, request.raw)
+        call = Forwarded(call_id, found, decision, asked.surface, asked.shape, asked.model, upstream)
+        outcome = await ask(self.services, exchange, upstream, asked.surface, asked.body)
         exchange.headers = [*exchange.headers, (b"x-tracer-upstream", outcome.upstream.encode())]
         if outcome.copy is None:
             raise UpstreamUnreachable(
@@ -69,7 +68,7 @@ class Classify(Endpoint):
             return
         answer = learn(self.services, call, outcome)
         label = None if answer is None else self._label(project, answer)
-        await answer_json(exchange, _answer(decision, label, outcome.model or request.model, body))
+        await answer_json(exchange, _answer(decision, label, outcome.model or asked.model, body))
 
     def _label(self, project: str, answer: Answer) -> str | None:
         """The teacher's answer as the policy would give it, or else its text; None where it is no label."""
@@ -79,15 +78,16 @@ class Classify(Endpoint):
         label = None if serving.policy is None else serving.policy.label_of(answer)
         return serving.said(label) or answer.text
 
-    def _question(self, project: str, text: str, messages: Any) -> ModelRequest | None:
+    def _question(self, project: str, text: str, messages: Any) -> Asked | None:
         """The chat call that asks the teacher, or None where nobody is to be asked."""
         settings = self.services.settings
-        asked = settings.projects[project]
-        if messages is None and asked.prompt is not None:
-            messages = [{"role": "system", "content": asked.prompt}, {"role": "user", "content": text}]
-        if messages is None or asked.teacher is None or settings.upstream_of(project) is None:
+        own = settings.projects[project]
+        if messages is None and own.prompt is not None:
+            messages = [{"role": "system", "content": own.prompt}, {"role": "user", "content": text}]
+        if messages is None or own.teacher is None or settings.upstream_of(project) is None:
             return None
-        return parse_chat(encoded({"model": asked.teacher, "messages": messages}))
+        request = parse_chat(encoded({"model": own.teacher, "messages": messages}))
+        return Asked(text, Surface.CHAT, request.model, Shape(request, project), request.raw)
 
 
 def _answer(decision: Decision, label: str | None, model: str | None, body: dict[str, Any]) -> dict[str, Any]:

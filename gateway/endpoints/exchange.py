@@ -155,9 +155,11 @@ class Endpoint(ABC):
         if draw is None or upstream is None or not asked.model or not asked.shape.chosen_freely:
             return
         rate = self.services.watch.intakes[project].audit_rate(now)
+        if not rate or decision.label is None:
+            return
         fingerprint = asked.shape.fingerprint(asked.model)
         drawn = draw.id(project, fingerprint, asked.text, now)
-        if share(drawn) >= rate or decision.label is None:
+        if share(drawn) >= rate:
             return
         scope = exchange.scope
         self.services.auditor.offer(

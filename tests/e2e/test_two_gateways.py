@@ -15,7 +15,6 @@ import yaml
 from policies.policy import Policy
 from policies.projects import Projects
 from policies.record import Record
-from tests.postgres import Postgres, running_postgres
 from tests.scripted_teacher import ScriptedTeacher
 from tests.serving import GatewayProcess
 from tests.traces_maker import make_traces
@@ -23,22 +22,6 @@ from tests.traces_maker import make_traces
 TRUTH = {trace.input: trace.teacher for trace in make_traces(6_000, seed=9, blur=0.05)}
 TEXTS = list(TRUTH)
 EVERY = {"rate": 1.0, "first_rate": 1.0, "most_rate": 1.0, "daily_calls": 100_000}
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    """A server of this module's own."""
-    with running_postgres() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty store."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/traces.db"
-    server: Postgres = request.getfixturevalue("postgres")
-    return server.new_database()
 
 
 @pytest.fixture
