@@ -86,7 +86,9 @@ def bare_seconds(application: Application, messages: Sequence[Message]) -> list[
     seconds = []
     try:
         for message in messages:
-            body = orjson.dumps({"model": application.model, "messages": application.prompt(message.text)})
+            # To the parameter: another prompt is the teacher's.
+            asked = {"model": application.model, "messages": application.prompt(message.text), "temperature": 0}
+            body = orjson.dumps(asked)
             started = time.perf_counter()
             connection.request("POST", f"{url.path}/chat/completions", body, {"content-type": "application/json"})
             connection.getresponse().read()

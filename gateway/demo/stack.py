@@ -149,6 +149,8 @@ class Stack:
                     "policy": str(self.policy),
                     # Four small days are too short for a candidate to prove itself on live calls first.
                     "promotion": "immediate",
+                    # The figures are of the application's own calls: audits would cost as well, and store traces.
+                    "audit": {"rate": 0},
                     "match": {"system_prompt": self.task.system_prompt, "mode": "exact"},
                 }
             },
