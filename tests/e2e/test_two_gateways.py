@@ -128,7 +128,7 @@ def test_what_both_have_seen_in_shadow_is_one_sequence_with_one_promotion(
 ) -> None:
     """Neither counts for itself, and when it is proved both answer."""
     with Two(tmp_path, url, policy_folder, teacher, "shadow") as two:
-        first = TEXTS[:40]
+        first = TEXTS[:16]  # too few to prove anything: what is left over then would not count
         for number in (0, 1):
             assert {found[:2] for found in two.send(number, first[number::2])} == {("deferred", "shadow")}
         eventually(lambda: two.summary()["policies"][0]["shadow"][0]["comparisons"] == two.handled(first))
